@@ -1,0 +1,1 @@
+"""The object store: its port and adapters."""

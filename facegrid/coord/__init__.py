@@ -1,0 +1,1 @@
+"""The coordinator: its port, the etcd adapter, the keys and what is kept under them."""

@@ -1,0 +1,1 @@
+"""Bytes at rest as pure functions: bytes to values and back, no I/O."""

@@ -1,0 +1,73 @@
+"""Names of things, as distinct types, and how subjects fall into the key space."""
+
+import hashlib
+import re
+from typing import NewType
+
+from facegrid.errors import InvalidError
+
+NodeId = NewType("NodeId", str)
+ShardId = NewType("ShardId", str)
+GalleryName = NewType("GalleryName", str)
+SubjectId = NewType("SubjectId", str)
+TemplateId = NewType("TemplateId", str)
+
+KEY_LAST = 2**64 - 1
+"""The key space is 0 to KEY_LAST, both included."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+ID_BYTES_MAX = 128
+
+
+def subject_key(subject_id: str) -> int:
+    """Return where a subject lies in the key space: 0 to 2**64 - 1.
+
+    The first eight bytes of blake2b, big-endian. Part of the stored format: changing it would
+    send every subject to another shard.
+    """
+    return int.from_bytes(hashlib.blake2b(subject_id.encode(), digest_size=8).digest(), "big")
+
+
+def check_gallery_name(name: str) -> GalleryName:
+    """Return the name if it is well-formed, else raise InvalidError."""
+    if _NAME.fullmatch(name) is None:
+        raise InvalidError(
+            f"gallery name must match ^[a-z0-9][a-z0-9_-]{{0,62}}$ name={name[:80]!r}",
+            reason="NAME_MALFORMED",
+            field="gallery",
+        )
+    return GalleryName(name)
+
+
+def id_problem(value: str) -> str:
+    """Say what is wrong with a subject, template or request id; empty when nothing is."""
+    if not value:
+        return "empty"
+    if not value.isprintable():
+        return "contains control characters"
+    if len(value) > ID_BYTES_MAX or len(value.encode()) > ID_BYTES_MAX:
+        return f"longer than {ID_BYTES_MAX} bytes"
+    return ""
+
+
+def check_ids(values: list[str], *, field: str) -> None:
+    """Raise InvalidError naming the first row whose id is malformed."""
+    for row, value in enumerate(values):
+        problem = id_problem(value)
+        if problem:
+            raise InvalidError(
+                f"{field} is malformed: {problem} row={row}",
+                reason="ID_MALFORMED",
+                row=row,
+                field=field,
+            )
+
+
+def check_request_id(value: str) -> None:
+    """Raise InvalidError unless the request id has 1 to 64 printable characters."""
+    if id_problem(value) or len(value) > 64:
+        raise InvalidError(
+            "request_id must have 1 to 64 printable characters",
+            reason="REQUEST_ID_MALFORMED",
+            field="request_id",
+        )

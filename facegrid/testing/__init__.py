@@ -1,0 +1,1 @@
+"""Twins of the adapters and synthetic galleries, for tests and benchmarks."""

@@ -1,0 +1,1 @@
+"""A node: holds shards of galleries, writes their logs and searches them."""
