@@ -12,8 +12,8 @@ every engine and before and after every restart. The rounding of the stored row 
 about 3e-4 at 512 dimensions.
 
 To stay exact in float32, where matrix products are fast, the probe is split as
-p = 128 * high + low with |high| <= 127 and |low| <= 64: a product of int8 numbers summed over at most 1,024 components
-stays below 2**24 (asserted in facegrid.limits).
+p = 128 * high + low with |high| <= 127 and |low| <= 64: a product of int8 numbers summed over at
+most 1,024 components stays below 2**24 (asserted in facegrid.limits).
 """
 
 from dataclasses import dataclass
