@@ -368,8 +368,11 @@ class LogRecord(_message.Message):
         TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
         SUBJECT_IDS_FIELD_NUMBER: _builtins.int
         CODES_FIELD_NUMBER: _builtins.int
+        UNCHANGED_COUNT_FIELD_NUMBER: _builtins.int
         codes: _builtins.bytes
         """int8 [rows, dim]"""
+        unchanged_count: _builtins.int
+        """Rows of the request that were there already and so are not in this record."""
         @_builtins.property
         def template_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
         @_builtins.property
@@ -380,10 +383,11 @@ class LogRecord(_message.Message):
             template_ids: _abc.Iterable[_builtins.str] | None = ...,
             subject_ids: _abc.Iterable[_builtins.str] | None = ...,
             codes: _builtins.bytes = ...,
+            unchanged_count: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "subject_ids", b"subject_ids", "template_ids", b"template_ids"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "subject_ids", b"subject_ids", "template_ids", b"template_ids", "unchanged_count", b"unchanged_count"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
