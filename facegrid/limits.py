@@ -42,8 +42,10 @@ FLUSH_ROWS = 131_072
 """Rows in the log since the last manifest that start a flush."""
 REQUESTS_REMEMBERED_MAX = 65_536
 """Requests whose ids a shard remembers, so that a late retry has the effect of once."""
+ETCD_TXN_OPERATIONS_MAX = 128
+"""Operations, or guards, that etcd takes in one transaction by default."""
 ETCD_TXN_SHARDS_MAX = 40
-"""Shards committed in one etcd transaction; etcd allows 128 operations by default."""
+"""Shards committed in one etcd transaction."""
 
 FLOAT32_BYTES = 4
 
@@ -51,4 +53,6 @@ assert ENROL_ROWS_MAX * DIM_MAX * FLOAT32_BYTES < MESSAGE_BYTES_MAX, "a full bat
 assert PROBES_MAX * DIM_MAX * FLOAT32_BYTES < MESSAGE_BYTES_MAX, "a full batch must fit"
 assert MESSAGE_BYTES_MAX < CHANNEL_BYTES_MAX
 assert 127 * 128 * DIM_MAX < 2**24, "dot products must stay exact in float32, see facegrid.vectors"
-assert ETCD_TXN_SHARDS_MAX * 3 <= 128, "two comparisons and one put for each shard"
+assert ETCD_TXN_SHARDS_MAX * 3 <= ETCD_TXN_OPERATIONS_MAX, (
+    "two comparisons and one put for each shard"
+)
