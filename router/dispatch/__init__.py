@@ -1,0 +1,1 @@
+"""Carries searches and writes to the nodes and brings their answers together."""

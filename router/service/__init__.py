@@ -1,0 +1,1 @@
+"""The gRPC faces: check, call, translate."""

@@ -1,0 +1,1 @@
+"""What the router knows of the cluster, and how it reaches the nodes."""
