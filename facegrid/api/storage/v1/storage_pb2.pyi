@@ -149,11 +149,14 @@ class NodeRecord(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     boot_id: _builtins.str
     address: _builtins.str
     version: _builtins.str
     zone: _builtins.str
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -162,10 +165,11 @@ class NodeRecord(_message.Message):
         address: _builtins.str = ...,
         version: _builtins.str = ...,
         zone: _builtins.str = ...,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "node_id", b"node_id", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "node_id", b"node_id", "required_features", b"required_features", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -180,19 +184,23 @@ class GenerationRecord(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     node_id: _builtins.str
     boot_id: _builtins.str
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         generation: _builtins.int = ...,
         node_id: _builtins.str = ...,
         boot_id: _builtins.str = ...,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "generation", b"generation", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "generation", b"generation", "node_id", b"node_id", "required_features", b"required_features"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -300,20 +308,24 @@ class DroppedRecord(_message.Message):
     SHARD_ID_FIELD_NUMBER: _builtins.int
     GALLERY_UID_FIELD_NUMBER: _builtins.int
     NODE_IDS_FIELD_NUMBER: _builtins.int
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.str
     gallery_uid: _builtins.str
     @_builtins.property
     def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         shard_id: _builtins.str = ...,
         gallery_uid: _builtins.str = ...,
         node_ids: _abc.Iterable[_builtins.str] | None = ...,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery_uid", b"gallery_uid", "node_ids", b"node_ids", "shard_id", b"shard_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery_uid", b"gallery_uid", "node_ids", b"node_ids", "required_features", b"required_features", "shard_id", b"shard_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,10 +381,13 @@ class LogRecord(_message.Message):
         SUBJECT_IDS_FIELD_NUMBER: _builtins.int
         CODES_FIELD_NUMBER: _builtins.int
         UNCHANGED_COUNT_FIELD_NUMBER: _builtins.int
+        DIM_FIELD_NUMBER: _builtins.int
         codes: _builtins.bytes
         """int8 [rows, dim]"""
         unchanged_count: _builtins.int
         """Rows of the request that were there already and so are not in this record."""
+        dim: _builtins.int
+        """Components of a row, so that a row of another length is noticed."""
         @_builtins.property
         def template_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
         @_builtins.property
@@ -384,10 +399,11 @@ class LogRecord(_message.Message):
             subject_ids: _abc.Iterable[_builtins.str] | None = ...,
             codes: _builtins.bytes = ...,
             unchanged_count: _builtins.int = ...,
+            dim: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "subject_ids", b"subject_ids", "template_ids", b"template_ids", "unchanged_count", b"unchanged_count"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "dim", b"dim", "subject_ids", b"subject_ids", "template_ids", b"template_ids", "unchanged_count", b"unchanged_count"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
