@@ -57,6 +57,10 @@ class Probes:
         """Return the number of probes."""
         return len(self.unit)
 
+    def part(self, which: slice | Int64) -> "Probes":
+        """Return some of the probes."""
+        return Probes(self.unit[which], self.high[which], self.low[which], self.norm[which])
+
 
 def decode(data: bytes, *, dim: int, dtype: Dtype) -> Float32:
     """Return the matrix held in little-endian bytes as float32 [rows, dim].

@@ -1,0 +1,1 @@
+"""The search structure of one shard replica; the only package that imports faiss."""

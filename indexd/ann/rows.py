@@ -1,0 +1,165 @@
+"""The rows of one shard replica: stored vectors, their norms, their subjects, which are erased.
+
+Rows are numbered 0..n-1 in the order enrolled and never move. One writer appends and erases under
+a lock; readers take no lock. They stay right because
+
+- a row is written before the count that covers it grows,
+- chunks never move once made, and side arrays that outgrow their space are copied whole before
+  they take the old one's place, so that a reader still holding the old one sees a valid prefix.
+"""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from facegrid.vectors import Float64, Int8, Int64
+
+Int32 = npt.NDArray[np.int32]
+Bool = npt.NDArray[np.bool_]
+Scalar = TypeVar("Scalar", np.int32, np.bool_)
+
+CHUNK_ROWS = 1 << 17
+"""Rows of one allocation. Memory that no row has touched costs nothing until it is."""
+SIDE_ROWS_MIN = 1 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive rows as views, nothing copied.
+
+    Attributes:
+        first: number of the first row.
+        codes: int8 [n, dim].
+        squares: int32 [n], squared norms.
+        erased: bool [n].
+    """
+
+    first: int
+    codes: Int8
+    squares: Int32
+    erased: Bool
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.codes)
+
+
+class Rows:
+    """Append-only rows of `dim` components."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.count = 0
+        self.erased_count = 0
+        self._chunks: list[Int8] = []
+        self._squares: Int32 = np.zeros(SIDE_ROWS_MIN, np.int32)
+        self._subjects: Int32 = np.zeros(SIDE_ROWS_MIN, np.int32)
+        self._erased: Bool = np.zeros(SIDE_ROWS_MIN, np.bool_)
+        self._writing = threading.Lock()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that the rows take, without space set aside for later ones."""
+        return self.count * (self.dim + 4 + 4 + 1)
+
+    def append(self, codes: Int8, subjects: Int32) -> int:
+        """Add rows, int8 [n, dim], of subjects, int32 [n]; return the first one's number."""
+        assert codes.dtype == np.int8, f"codes must be int8: {codes.dtype}"
+        assert codes.shape == (len(subjects), self.dim), f"shape: {codes.shape}"
+        with self._writing:
+            first = self.count
+            last = first + len(codes)
+            self._reserve(last)
+            for chunk, within, taken in self._spans(first, last):
+                chunk[within] = codes[taken]
+            self._squares[first:last] = squared_norms(codes)
+            self._subjects[first:last] = subjects
+            self.count = last
+            return first
+
+    def erase(self, rows: Int64) -> None:
+        """Mark rows erased; erasing twice is harmless."""
+        with self._writing:
+            assert not len(rows) or (rows.min() >= 0 and rows.max() < self.count), "no such row"
+            self._erased[rows] = True
+            self.erased_count = int(np.count_nonzero(self._erased[: self.count]))
+
+    def codes(self, rows: Int64) -> Int8:
+        """Return stored rows by number: int8, the shape of `rows` plus [dim]."""
+        chunks = self._chunks
+        if len(chunks) == 1:
+            return chunks[0].take(rows, axis=0)
+        gathered: Int8 = np.empty((*rows.shape, self.dim), np.int8)
+        number, within = np.divmod(rows, CHUNK_ROWS)
+        for used in np.unique(number):
+            where = number == used
+            gathered[where] = chunks[used][within[where]]
+        return gathered
+
+    def norms(self, rows: Int64) -> Float64:
+        """Return the exact norms of rows, as facegrid.vectors.code_norms gives them."""
+        norms: Float64 = np.sqrt(self._squares.take(rows).astype(np.float64))
+        return norms
+
+    def subjects(self, rows: Int64) -> Int32:
+        """Return the subject number of rows."""
+        return self._subjects.take(rows)
+
+    def erased(self, rows: Int64) -> Bool:
+        """Tell which of the rows are erased by now."""
+        return self._erased.take(rows)
+
+    def erased_in(self, first: int, last: int) -> Bool:
+        """Return the erased mask, bool [last - first], as it is now."""
+        return self._erased[first:last]
+
+    def blocks(self, first: int, last: int, *, rows_max: int) -> Iterator[Block]:
+        """Yield rows first to last - 1 in blocks of at most `rows_max` rows."""
+        while first < last:
+            number, within = divmod(first, CHUNK_ROWS)
+            end = min(last, first + rows_max, (number + 1) * CHUNK_ROWS)
+            yield Block(
+                first=first,
+                codes=self._chunks[number][within : within + end - first],
+                squares=self._squares[first:end],
+                erased=self._erased[first:end],
+            )
+            first = end
+
+    def _reserve(self, count: int) -> None:
+        """Make room for `count` rows in all."""
+        while len(self._chunks) * CHUNK_ROWS < count:
+            self._chunks.append(np.empty((CHUNK_ROWS, self.dim), np.int8))
+        if count > len(self._squares):
+            capacity = max(count, 2 * len(self._squares))
+            self._squares = _grown(self._squares, capacity)
+            self._subjects = _grown(self._subjects, capacity)
+            self._erased = _grown(self._erased, capacity)
+
+    def _spans(self, first: int, last: int) -> Iterator[tuple[Int8, slice, slice]]:
+        """Yield chunk, rows within it, and rows of the batch that go there."""
+        begin = first
+        while begin < last:
+            number, within = divmod(begin, CHUNK_ROWS)
+            end = min(last, (number + 1) * CHUNK_ROWS)
+            span = slice(within, within + end - begin)
+            yield self._chunks[number], span, slice(begin - first, end - first)
+            begin = end
+
+
+def squared_norms(codes: Int8) -> Int32:
+    """Return the squared norms of stored rows: exact, since they stay below 2**24."""
+    wide = codes.astype(np.float32)
+    squares: Int32 = np.einsum("ij,ij->i", wide, wide).astype(np.int32)
+    return squares
+
+
+def _grown(array: npt.NDArray[Scalar], capacity: int) -> npt.NDArray[Scalar]:
+    """Return a longer copy, zero at the end."""
+    longer = np.zeros(capacity, array.dtype)
+    longer[: len(array)] = array
+    return longer
