@@ -1,0 +1,42 @@
+"""Fixtures for all tests: one real etcd for the whole run, with an empty part of it per test."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from facegrid.clock import SystemClock
+from fgctl.local.etcd import start_etcd
+
+_roots = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdRoot:
+    """A running etcd, and a root prefix that no other test uses."""
+
+    endpoints: tuple[str, ...]
+    root: str
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoints as processes take them on their command line."""
+        return ",".join(self.endpoints)
+
+
+@pytest.fixture(scope="session")
+def etcd_endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]:
+    """Endpoints of an etcd with one member, running until the last test has ended."""
+    folder: Path = tmp_path_factory.mktemp("etcd")
+    etcd = asyncio.run(start_etcd(folder, clock=SystemClock()))
+    yield etcd.endpoints
+    etcd.kill()
+
+
+@pytest.fixture
+def etcd(etcd_endpoints: tuple[str, ...]) -> EtcdRoot:
+    """A real etcd in which this test is alone: `.endpoints`, `.endpoint` and `.root`."""
+    return EtcdRoot(etcd_endpoints, f"test{next(_roots)}/")

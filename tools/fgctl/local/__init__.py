@@ -1,0 +1,1 @@
+"""Starts and stops a whole cluster on this machine."""
