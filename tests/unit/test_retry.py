@@ -1,7 +1,7 @@
 """Delays between attempts."""
 
 import itertools
-from random import Random
+from random import Random  # noqa: TID251 - seeded
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_every_iteration_starts_anew() -> None:
 
 def test_delays_are_spread_over_the_whole_bound_and_repeat_with_the_seed() -> None:
     def draw() -> list[float]:
-        return list(itertools.islice(Backoff(1, 1, 1, Random(7)), 100))  # noqa: TID251 - seeded
+        return list(itertools.islice(Backoff(1, 1, 1, Random(7)), 100))
 
     delays = draw()
     assert draw() == delays
