@@ -116,7 +116,9 @@ class Gallery(_message.Message):
     codebook: _builtins.str
     """sha256 of the codebook in use, in hex; empty while the gallery is searched exactly."""
     templates_count: _builtins.int
-    """Templates enrolled and not erased, as the shards last reported. Filled by GetGallery only."""
+    """Templates enrolled and not erased, as the shards last reported. Unset: nobody counted, which
+    only GetGallery does.
+    """
     created_unix_ms: _builtins.int
     """Milliseconds since the Unix epoch, by the clock of the router that created it."""
     def __init__(
@@ -130,14 +132,16 @@ class Gallery(_message.Message):
         replicas_count: _builtins.int = ...,
         train_at_templates_count: _builtins.int = ...,
         codebook: _builtins.str = ...,
-        templates_count: _builtins.int = ...,
+        templates_count: _builtins.int | None = ...,
         created_unix_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count", "templates_count", b"templates_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "created_unix_ms", b"created_unix_ms", "dim", b"dim", "extractor", b"extractor", "name", b"name", "replicas_count", b"replicas_count", "shards_count", b"shards_count", "templates_count", b"templates_count", "train_at_templates_count", b"train_at_templates_count", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count", "codebook", b"codebook", "created_unix_ms", b"created_unix_ms", "dim", b"dim", "extractor", b"extractor", "name", b"name", "replicas_count", b"replicas_count", "shards_count", b"shards_count", "templates_count", b"templates_count", "train_at_templates_count", b"train_at_templates_count", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__templates_count: _TypeAlias = _typing.Literal["templates_count"]  # noqa: Y015
+    _WhichOneofArgType__templates_count: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__templates_count) -> _WhichOneofReturnType__templates_count | None: ...
 
 Global___Gallery: _TypeAlias = Gallery  # noqa: Y015
 
