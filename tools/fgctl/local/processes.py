@@ -1,0 +1,129 @@
+"""Child processes that outlive the command that started them.
+
+A process is recorded with its creation time and command line, so that a pid that was reused by a
+stranger is never taken for ours, and never signalled.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+from facegrid.clock import Clock
+from facegrid.errors import UnavailableError
+from fgctl.cluster_file import ProcessRecord
+
+POLL_INTERVAL_S = 0.05
+CREATED_TOLERANCE_S = 2.0
+"""The creation time is derived from the boot time, which moves when the wall clock is set."""
+LOG_TAIL_LINES = 12
+LOG_TAIL_BYTES = 16_384
+
+
+def spawn(argv: Sequence[str], log: Path) -> tuple[int, float]:
+    """Start a process in a session of its own, so that Ctrl-C here does not reach it.
+
+    Both of its outputs go to the end of the log, and it reads nothing.
+
+    Returns:
+        Its pid and its creation time in Unix seconds.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    pid = os.posix_spawn(
+        argv[0],
+        list(argv),
+        os.environ,  # noqa: TID251 - a child inherits the environment unread
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+        setsigmask=[],
+        setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGPIPE],
+    )
+    return pid, psutil.Process(pid).create_time()
+
+
+def find(record: ProcessRecord) -> psutil.Process | None:
+    """Return the living process of a record, or None when it has ended."""
+    if record.pid == 0:
+        return None
+    try:
+        process = psutil.Process(record.pid)
+        if abs(process.create_time() - record.created_s) > CREATED_TOLERANCE_S:
+            return None
+        if process.status() == psutil.STATUS_ZOMBIE:
+            process.wait(0)
+            return None
+        return process if tuple(process.cmdline()) == record.argv else None
+    except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+        return None
+
+
+def send(records: Sequence[ProcessRecord], number: signal.Signals) -> None:
+    """Signal the living processes among the records."""
+    for record in records:
+        process = find(record)
+        if process is not None:
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:
+                continue
+
+
+def stop(records: Sequence[ProcessRecord], *, grace_s: float) -> tuple[str, ...]:
+    """End processes: ask them all with SIGTERM, and kill those that live on after the grace.
+
+    Returns:
+        Names of those that had to be killed.
+    """
+    send(records, signal.SIGTERM)
+    living = [process for record in records if (process := find(record)) is not None]
+    _, left = psutil.wait_procs(living, timeout=grace_s)
+    pids_left = {process.pid for process in left}
+    stubborn = [record for record in records if record.pid in pids_left]
+    kill(stubborn)
+    return tuple(record.name for record in stubborn)
+
+
+def kill(records: Sequence[ProcessRecord], *, wait_s: float = 10.0) -> None:
+    """End processes at once, with SIGKILL, and wait until they are gone.
+
+    Raises:
+        UnavailableError: the system did not end one, which hangs in an uninterruptible call.
+    """
+    living = [process for record in records if (process := find(record)) is not None]
+    send(records, signal.SIGKILL)
+    _, left = psutil.wait_procs(living, timeout=wait_s)
+    if left:
+        pids = " ".join(str(process.pid) for process in left)
+        raise UnavailableError(f"cannot be killed pids={pids}", reason="PROCESS_STUCK")
+
+
+def log_tail(log: Path) -> str:
+    """Return the last lines of a log; empty when there is none."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join(lines[-LOG_TAIL_LINES:])
+
+
+def wait_until(problem: Callable[[], str], *, timeout_s: float, clock: Clock) -> str:
+    """Wait until there is no problem any more, or the time is over.
+
+    Returns:
+        The last problem; empty when there is none.
+    """
+    end_s = clock.now_s() + timeout_s
+    while True:
+        last = problem()
+        if not last or clock.now_s() >= end_s:
+            return last
+        time.sleep(POLL_INTERVAL_S)  # noqa: TID251 - waits for another process, outside any loop

@@ -1,0 +1,176 @@
+"""fgctl enrol: templates from files into a gallery."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+import facegrid
+from facegrid import limits
+from facegrid.clock import Clock, SystemClock
+from facegrid.errors import InvalidError
+from fgctl import render
+from fgctl.online.parquet import ParquetSource
+from fgctl.online.sources import NpySource, Source, check, open_npy, shifted
+from fgctl.target import Target, online
+
+BATCH_ROWS = 2048
+ENROL_TIMEOUT_S = 60.0
+PARQUET_SUFFIX = ".parquet"
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the cluster has acknowledged so far."""
+
+    meter: render.Meter
+    rows_count: int = 0
+    enrolled_count: int = 0
+    unchanged_count: int = 0
+
+    def on_ack(self, ack: facegrid.EnrolAck) -> None:
+        """Count an acknowledged batch."""
+        self.enrolled_count += ack.enrolled_count
+        self.unchanged_count += ack.unchanged_count
+        rows_count = ack.enrolled_count + ack.unchanged_count
+        self.rows_count += rows_count
+        self.meter.advance(rows_count)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an enrolment came to."""
+
+    gallery: str
+    rows_count: int
+    enrolled_count: int
+    unchanged_count: int
+    duration_s: float
+
+    @property
+    def enrolled_per_s(self) -> float:
+        """Rows acknowledged per second."""
+        return self.rows_count / self.duration_s if self.duration_s > 0 else 0.0
+
+
+@click.command()
+@click.option("--gallery", required=True)
+@click.option("--vectors", type=EXISTING_FILE, help="A .npy matrix of floats, or a .parquet file.")
+@click.option("--subjects", type=EXISTING_FILE, help="Subject ids, one per line.")
+@click.option(
+    "--templates",
+    type=EXISTING_FILE,
+    help="Template ids, one per line. Default: made from each vector's content.",
+)
+@click.option(
+    "--parquet",
+    type=EXISTING_FILE,
+    help="Columns subject_id, vector and, if there is one, template_id; instead of --vectors.",
+)
+@click.option(
+    "--batch-rows",
+    default=BATCH_ROWS,
+    show_default=True,
+    type=click.IntRange(1, limits.ENROL_ROWS_MAX),
+    help="Rows per request.",
+)
+@online
+def enrol(  # noqa: PLR0913 - one for each option
+    target: Target,
+    *,
+    gallery: str,
+    vectors: Path | None,
+    subjects: Path | None,
+    templates: Path | None,
+    parquet: Path | None,
+    batch_rows: int,
+) -> None:
+    """Enrol templates from files. Running it again changes nothing."""
+    source = _open(vectors, subjects, templates, parquet)
+    with target.client(timeout_s=ENROL_TIMEOUT_S) as client:
+        _check_dim(client.get_gallery(gallery).dim, source.dim)
+        with render.metered("checking", source.rows_count, quiet=target.as_json) as meter:
+            for rows in source.batches(batch_rows):
+                check(rows)
+                meter.advance(len(rows.vectors))
+        with render.metered("enrolling", source.rows_count, quiet=target.as_json) as meter:
+            outcome = send(client, gallery, source, Progress(meter), batch_rows=batch_rows)
+    _show(outcome, target)
+
+
+def send(
+    client: facegrid.Client, gallery: str, source: Source, progress: Progress, *, batch_rows: int
+) -> Outcome:
+    """Enrol all rows of a source.
+
+    Raises:
+        InvalidError: a row was refused; it names the row of the source. Those before it stay.
+    """
+    clock: Clock = SystemClock()
+    start_s = clock.now_s()
+    try:
+        client.enrol_stream(gallery, _batches(source, batch_rows), on_ack=progress.on_ack)
+    except InvalidError as error:
+        # The stream ends at the first refused request, so all before it are acknowledged.
+        raise shifted(error, progress.rows_count) from None
+    return Outcome(
+        gallery=gallery,
+        rows_count=progress.rows_count,
+        enrolled_count=progress.enrolled_count,
+        unchanged_count=progress.unchanged_count,
+        duration_s=clock.now_s() - start_s,
+    )
+
+
+def _open(
+    vectors: Path | None, subjects: Path | None, templates: Path | None, parquet: Path | None
+) -> Source:
+    if parquet is None and vectors is not None and vectors.suffix == PARQUET_SUFFIX:
+        parquet, vectors = vectors, None
+    if parquet is not None:
+        if vectors or subjects or templates:
+            raise click.UsageError("a Parquet file carries its ids: leave out the other files")
+        return ParquetSource(parquet)
+    if vectors is None or subjects is None:
+        raise click.UsageError("say what to enrol: --vectors with --subjects, or --parquet")
+    return NpySource(open_npy(vectors), subjects=subjects, templates=templates)
+
+
+def _check_dim(gallery_dim: int, source_dim: int) -> None:
+    if gallery_dim != source_dim:
+        raise InvalidError(
+            f"the gallery's dimension is another dim={source_dim} gallery_dim={gallery_dim}",
+            reason="DIM_MISMATCH",
+            field="dim",
+        )
+
+
+def _batches(source: Source, batch_rows: int) -> Iterator[facegrid.EnrolBatch]:
+    for rows in source.batches(batch_rows):
+        yield facegrid.EnrolBatch(
+            template_ids=rows.template_ids, subject_ids=rows.subject_ids, vectors=rows.vectors
+        )
+
+
+def _show(outcome: Outcome, target: Target) -> None:
+    if target.as_json:
+        render.show_json(
+            {
+                "gallery": outcome.gallery,
+                "rows_count": outcome.rows_count,
+                "enrolled_count": outcome.enrolled_count,
+                "unchanged_count": outcome.unchanged_count,
+                "duration_s": round(outcome.duration_s, 3),
+                "enrolled_per_s": round(outcome.enrolled_per_s, 1),
+            }
+        )
+        return
+    unchanged = outcome.unchanged_count
+    render.show_line(
+        f"enrolled {outcome.enrolled_count:,} templates into {outcome.gallery}"
+        f"{f', {unchanged:,} were there already' if unchanged else ''}"
+        f" ({outcome.duration_s:.1f} s, {outcome.enrolled_per_s:,.0f} rows/s)"
+    )
