@@ -7,9 +7,9 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from fgctl.local.etcd import start_etcd
 
 from facegrid.clock import SystemClock
+from fgctl.local.etcd import start_etcd
 
 _roots = count(1)
 

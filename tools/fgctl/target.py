@@ -1,6 +1,7 @@
 """Which cluster a command speaks to, and the options that say so."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,6 +128,6 @@ def confirm(question: str, *, yes: bool) -> None:
     """
     if yes:
         return
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         raise click.UsageError("this cannot be undone: repeat it with --yes")
     click.confirm(question, abort=True, err=True)

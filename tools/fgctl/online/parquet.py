@@ -83,7 +83,9 @@ class ParquetSource:
         inner = getattr(kind, "value_type", None)
         names = {"halffloat": "float16", "float": "float32", "double": "float64"}
         if names.get(str(inner)) not in FLOAT_KINDS:
-            raise self._refused(f"column vector must hold lists of floats type={kind}", "DTYPE")
+            raise self._refused(
+                f"column vector must hold lists of floats type={kind}", "VECTOR_DTYPE"
+            )
 
     def _matrix(self, column: Any, first: int) -> Any:
         lengths = column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
