@@ -1,0 +1,99 @@
+"""What is written beside a number, so that somebody else can get it again."""
+
+import json
+import os
+import platform
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+
+PACKAGES = ("facegrid", "faiss-cpu", "grpcio", "numpy", "protobuf")
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Several measurements of the same thing."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def text(self) -> str:
+        """Show the median and where the others lie."""
+        return f"{self.median:,.2f} ({self.low:,.2f} to {self.high:,.2f}, {self.count} runs)"
+
+    def as_json(self) -> Json:
+        """Return it as a JSON object."""
+        return {"median": self.median, "low": self.low, "high": self.high, "count": self.count}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return the median and the extremes of at least one value."""
+    return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least that share of the values does not exceed."""
+    return float(np.quantile(values, share, method="inverted_cdf"))
+
+
+def hardware() -> dict[str, Json]:
+    """Describe the machine, without naming it."""
+    memory = psutil.virtual_memory().total
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / 2**30, 1),
+        "system": platform.system(),
+    }
+
+
+def versions() -> dict[str, Json]:
+    """Return what was measured, and with what."""
+    found: dict[str, Json] = {"python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def write(name: str, argv: Sequence[str], *, unix_ms: int, results: Mapping[str, Json]) -> Path:
+    """Write results with their command and surroundings; return the file.
+
+    Args:
+        name: of the benchmark.
+        argv: the command's words, without the interpreter.
+        unix_ms: when; the file is named by that day.
+        results: parameters and numbers.
+    """
+    moment = datetime.fromtimestamp(unix_ms / 1000, UTC)
+    path = RESULTS / f"{moment:%Y-%m-%d}-{name}.json"
+    document = {
+        "benchmark": name,
+        "command": shlex.join(argv),
+        "time": moment.isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions(),
+        **results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
