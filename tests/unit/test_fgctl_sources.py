@@ -138,11 +138,12 @@ def test_a_bad_vector_is_refused_with_its_row_in_the_file(
 
 
 def test_an_error_about_a_batch_becomes_one_about_the_file() -> None:
-    error = shifted(InvalidError("template exists row=3 field=x", reason="R", row=3), 100)
-    assert (error.message, error.reason, error.row) == (
-        "template exists row=103 field=x",
+    refused = InvalidError("id is taken row=3 batch=4 batch_row=7", reason="R", row=7, batch=4)
+    error = shifted(refused, 100)
+    assert (error.message, error.reason, error.facts) == (
+        "id is taken row=107",
         "R",
-        103,
+        {"row": "107"},
     )
 
 

@@ -35,28 +35,36 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; errors are one line on stderr."""
     try:
         code = cli.main(arguments, prog_name="fgctl", standalone_mode=False)
-    except click.Abort:
-        click.echo("interrupted", err=True)
-        return EXIT_INTERRUPTED
-    except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}{_help_hint(error)}", err=True)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
         return error.exit_code
+    except click.ClickException as error:
+        return _failed(f"error: {error.format_message()}{_help_hint(error)}", error.exit_code)
+    except click.Abort:
+        return _failed("interrupted", EXIT_INTERRUPTED)
     except FacegridError as error:
-        click.echo(error_text(error), err=True)
-        return EXIT_FAILED
-    except BrokenPipeError:
+        return _failed(error_text(error), EXIT_FAILED)
+    except OSError as error:
+        return _os_failed(error)
+    return code if isinstance(code, int) else 0
+
+
+def _failed(line: str, code: int) -> int:
+    click.echo(line, err=True)
+    return code
+
+
+def _os_failed(error: OSError) -> int:
+    if isinstance(error, BrokenPipeError):
         # Whoever read our output had enough, as `head` does; nothing is left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except OSError as error:
-        click.echo(f"error: {error.strerror or error} path={error.filename}", err=True)
-        return EXIT_FAILED
-    return code if isinstance(code, int) else 0
+    return _failed(f"error: {error.strerror or error} path={error.filename}", EXIT_FAILED)
 
 
 def _help_hint(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return "" if context is None else f" See {context.command_path} --help"
+    return "" if context is None else f" (see {context.command_path} --help)"
 
 
 def error_text(error: FacegridError) -> str:

@@ -198,25 +198,27 @@ class LocalCluster:
     def _start(self, names: Sequence[str], end_s: float) -> None:
         """Start processes and wait until each of them serves."""
         self._prepare(names)
+        said = {name: processes.log_bytes(self.log(name)) for name in names}
         for name in names:
             cluster = self.record
             process = plan.with_command(cluster.named(name), cluster, self.directory)
-            pid, created_s = processes.spawn(process.argv, plan.log_of(process, self.directory))
+            pid, created_s = processes.spawn(process.argv, self.log(name))
             self._save(replace(process, pid=pid, created_s=created_s))
         for name in names:
-            self._wait(partial(self._start_problem, name), end_s)
+            self._wait(partial(self._start_problem, name, said[name]), end_s)
 
     def _prepare(self, names: Sequence[str]) -> None:
         for folder in (plan.etcd_folder(self.directory), self.store):
             folder.mkdir(exist_ok=True)
         assert not any(processes.find(self.record.named(name)) for name in names), "runs already"
 
-    def _start_problem(self, name: str) -> str:
+    def _start_problem(self, name: str, said: int) -> str:
         process = self.record.named(name)
         if processes.find(process) is None:
-            log = plan.log_of(process, self.directory)
+            log = self.log(name)
             raise UnavailableError(
-                f"{name} ended as soon as it was started log={log}\n{processes.log_tail(log)}",
+                f"{name} ended as soon as it was started log={log}\n"
+                f"{processes.log_tail(log, since=said)}",
                 reason="PROCESS_ENDED",
             )
         problem = _health_problem(process)

@@ -105,12 +105,18 @@ def kill(records: Sequence[ProcessRecord], *, wait_s: float = 10.0) -> None:
         raise UnavailableError(f"cannot be killed pids={pids}", reason="PROCESS_STUCK")
 
 
-def log_tail(log: Path) -> str:
-    """Return the last lines of a log; empty when there is none."""
-    if not log.exists():
+def log_bytes(log: Path) -> int:
+    """Return how long a log is; 0 when there is none."""
+    return log.stat().st_size if log.exists() else 0
+
+
+def log_tail(log: Path, *, since: int = 0) -> str:
+    """Return the last lines that a log got after its first `since` bytes."""
+    size = log_bytes(log)
+    if size <= since:
         return ""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        file.seek(max(since, size - LOG_TAIL_BYTES))
         lines = file.read().decode(errors="replace").splitlines()
     return "\n".join(lines[-LOG_TAIL_LINES:])
 

@@ -1,14 +1,14 @@
 """fgctl enrol: templates from files into a gallery."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
 import facegrid
 from facegrid import limits
-from facegrid.clock import Clock, SystemClock
+from facegrid.clock import SystemClock
 from facegrid.errors import InvalidError
 from fgctl import render
 from fgctl.online.parquet import ParquetSource
@@ -24,20 +24,24 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @dataclass(slots=True)
 class Progress:
-    """What the cluster has acknowledged so far."""
+    """What was read so far, and what the cluster has acknowledged of it."""
 
     meter: render.Meter
-    rows_count: int = 0
-    enrolled_count: int = 0
-    unchanged_count: int = 0
+    firsts: list[int] = field(default_factory=list)
+    acked_count: int = 0
 
-    def on_ack(self, ack: facegrid.EnrolAck) -> None:
-        """Count an acknowledged batch."""
-        self.enrolled_count += ack.enrolled_count
-        self.unchanged_count += ack.unchanged_count
-        rows_count = ack.enrolled_count + ack.unchanged_count
-        self.rows_count += rows_count
-        self.meter.advance(rows_count)
+    def on_ack(self, acked_count: int) -> None:
+        """Take the number of rows acknowledged so far."""
+        self.meter.advance(acked_count - self.acked_count)
+        self.acked_count = acked_count
+
+    def batches(self, source: Source, batch_rows: int) -> Iterator[facegrid.EnrolBatch]:
+        """Read a source as the client wants it, and remember where each batch begins."""
+        for rows in source.batches(batch_rows):
+            self.firsts.append(rows.first)
+            yield facegrid.EnrolBatch(
+                template_ids=rows.template_ids, subject_ids=rows.subject_ids, vectors=rows.vectors
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,6 @@ class Outcome:
 
     gallery: str
     rows_count: int
-    enrolled_count: int
-    unchanged_count: int
     duration_s: float
 
     @property
@@ -109,18 +111,17 @@ def send(
     Raises:
         InvalidError: a row was refused; it names the row of the source. Those before it stay.
     """
-    clock: Clock = SystemClock()
+    clock = SystemClock()
     start_s = clock.now_s()
     try:
-        client.enrol_stream(gallery, _batches(source, batch_rows), on_ack=progress.on_ack)
+        client.enrol_stream(gallery, progress.batches(source, batch_rows), on_ack=progress.on_ack)
     except InvalidError as error:
-        # The stream ends at the first refused request, so all before it are acknowledged.
-        raise shifted(error, progress.rows_count) from None
+        if "batch" not in error.facts:
+            raise
+        raise shifted(error, progress.firsts[int(error.facts["batch"])]) from None
     return Outcome(
         gallery=gallery,
-        rows_count=progress.rows_count,
-        enrolled_count=progress.enrolled_count,
-        unchanged_count=progress.unchanged_count,
+        rows_count=progress.acked_count,
         duration_s=clock.now_s() - start_s,
     )
 
@@ -148,29 +149,18 @@ def _check_dim(gallery_dim: int, source_dim: int) -> None:
         )
 
 
-def _batches(source: Source, batch_rows: int) -> Iterator[facegrid.EnrolBatch]:
-    for rows in source.batches(batch_rows):
-        yield facegrid.EnrolBatch(
-            template_ids=rows.template_ids, subject_ids=rows.subject_ids, vectors=rows.vectors
-        )
-
-
 def _show(outcome: Outcome, target: Target) -> None:
     if target.as_json:
         render.show_json(
             {
                 "gallery": outcome.gallery,
                 "rows_count": outcome.rows_count,
-                "enrolled_count": outcome.enrolled_count,
-                "unchanged_count": outcome.unchanged_count,
                 "duration_s": round(outcome.duration_s, 3),
                 "enrolled_per_s": round(outcome.enrolled_per_s, 1),
             }
         )
-        return
-    unchanged = outcome.unchanged_count
-    render.show_line(
-        f"enrolled {outcome.enrolled_count:,} templates into {outcome.gallery}"
-        f"{f', {unchanged:,} were there already' if unchanged else ''}"
-        f" ({outcome.duration_s:.1f} s, {outcome.enrolled_per_s:,.0f} rows/s)"
-    )
+    else:
+        render.show_line(
+            f"enrolled {outcome.rows_count:,} templates into {outcome.gallery}"
+            f" ({outcome.duration_s:.1f} s, {outcome.enrolled_per_s:,.0f} per second)"
+        )

@@ -5,6 +5,7 @@ compared and every row is checked before the first one is sent.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ DERIVED_DIGEST_BYTES = 12
 plenty: even among a million templates of one subject two agree with a chance of 1e-17."""
 
 FLOAT_KINDS = ("float16", "float32", "float64")
+
+_ROW = re.compile(r"\brow=\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,10 @@ def shifted(error: InvalidError, first: int) -> InvalidError:
     if row is None:
         return error
     facts = {**error.facts, "row": first + row}
-    message = error.message.replace(f"row={row}", f"row={first + row}")
+    # What a client knows of batches means nothing to whoever gave it a file.
+    facts.pop("batch", None)
+    sentence = error.message.partition(" batch=")[0]
+    message = _ROW.sub(f"row={first + row}", sentence, count=1)
     return type(error)(message, reason=error.reason, **facts)
 
 
