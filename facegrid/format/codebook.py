@@ -55,9 +55,14 @@ class CodebookArrays(ArrayValue):
     seed: int
 
 
-def codebook_name(sha256: str) -> str:
-    """Return the name of the codebook whose object has this sha256 in hex."""
-    return f"codebooks/{sha256}"
+def codebook_prefix(gallery_uid: str) -> str:
+    """Return what the names of all codebooks of a gallery begin with."""
+    return f"codebooks/{gallery_uid}/"
+
+
+def codebook_name(gallery_uid: str, sha256: str) -> str:
+    """Return the name of a gallery's codebook whose object has this sha256 in hex."""
+    return f"{codebook_prefix(gallery_uid)}{sha256}"
 
 
 def encode_codebook(codebook: CodebookArrays) -> bytes:

@@ -1,4 +1,4 @@
-"""Text columns and the rows of each subject, packed: millions of ids without millions of objects."""
+"""Ids and the rows of each subject, packed: millions of ids without millions of objects."""
 
 from array import array
 
@@ -95,8 +95,8 @@ class SubjectRows:
 class HashColumn:
     """One hash for each row's template id: finds rows by id with a scan instead of a dictionary.
 
-    A dictionary would cost about 100 bytes a row; erasures by template id are rare, and a scan of a
-    million hashes takes under a millisecond.
+    A dictionary would cost about 100 bytes a row; erasures by template id are rare, and a scan of
+    a million hashes takes under a millisecond.
     """
 
     def __init__(self) -> None:

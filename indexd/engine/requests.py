@@ -1,4 +1,4 @@
-"""Writes as a shard receives them, what became of them, and the memory that makes retries harmless."""
+"""Writes as a shard receives them, what became of them, and what makes retries harmless."""
 
 import hashlib
 from collections import OrderedDict

@@ -1,0 +1,269 @@
+"""One replica of a shard in memory: ids, rows, index, and the writes it remembers.
+
+Writes come in two steps. `plan` looks at a request and says what its log record would be, and
+changes nothing; `apply` carries out a committed record. Recovery, following and serving apply the
+same records in the same order through the same function, so they cannot disagree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from facegrid import vectors
+from facegrid.errors import ConflictError, CorruptError, InvalidError
+from facegrid.format.log import EnrolRecord, EraseRecord, LogRecord, LogRef
+from facegrid.ids import ShardId, subject_key
+from facegrid.model import HashRange
+from indexd.ann.index import ShardIndex
+from indexd.engine import digest as digests
+from indexd.engine.coded import NamedCodebook
+from indexd.engine.columns import HashColumn, SubjectRows, TextColumn
+from indexd.engine.requests import (
+    EnrolRequest,
+    EraseRequest,
+    Outcome,
+    Remembered,
+    RequestMemory,
+    WriteRequest,
+)
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Overlay:
+    """What earlier records of an uncommitted group will have changed, for planning the next."""
+
+    position: int
+    rows: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    requests: set[str] = field(default_factory=set)
+
+
+class ShardState:
+    """The rows of one shard replica. Changed on the event loop only; searched from one thread."""
+
+    def __init__(self, shard_id: ShardId, key_range: HashRange, dim: int) -> None:
+        self.shard_id = shard_id
+        self.range = key_range
+        self.dim = dim
+        self.index = ShardIndex(dim)
+        self.subjects = SubjectRows()
+        self.templates = TextColumn()
+        self.requests = RequestMemory()
+        self.position = 0
+        self.log: LogRef | None = None
+        self.digest = 0
+        self.templates_count = 0
+        self._template_hashes = HashColumn()
+        self._erased = bytearray()
+        self.codebook = ""
+
+    @property
+    def rows_count(self) -> int:
+        """Rows ever applied, erased ones too."""
+        return len(self.templates)
+
+    @property
+    def erased_count(self) -> int:
+        """Rows erased and not yet rewritten."""
+        return self.rows_count - self.templates_count
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes held by rows, index and ids."""
+        ids = self.subjects.memory_bytes + self.templates.memory_bytes
+        return self.index.memory_bytes + ids + self._template_hashes.memory_bytes
+
+    def is_erased(self, row: int) -> bool:
+        """Tell whether a row is erased."""
+        return bool(self._erased[row])
+
+    def erased_mask(self, rows: Int64) -> npt.NDArray[np.bool_]:
+        """Tell of each row whether it is erased."""
+        return np.frombuffer(bytes(self._erased), np.bool_)[rows]
+
+    def use_codebook(self, named: NamedCodebook) -> None:
+        """Set the codebook of a state that holds nothing yet."""
+        assert self.rows_count == 0, "rows that are there are coded in the background"
+        self.index.swap(self.index.rebuilt(named.codebook))
+        self.codebook = named.sha256
+
+    # Planning
+
+    def overlay(self) -> Overlay:
+        """Return the start of a group: nothing changed yet."""
+        return Overlay(self.position)
+
+    def plan(
+        self, request: WriteRequest, overlay: Overlay, written_unix_ms: int
+    ) -> LogRecord | Outcome:
+        """Return the record that carries the request out, or what it did when it came before.
+
+        Raises:
+            InvalidError: a row does not belong here or contradicts another (row).
+            ConflictError: a template is there with another vector (TEMPLATE_EXISTS, row).
+        """
+        done = self.requests.recall(request)
+        if done is not None:
+            return done
+        position = overlay.position + 1
+        record: LogRecord
+        match request:
+            case EnrolRequest():
+                new = self._new_rows(request, overlay)
+                record = EnrolRecord(
+                    position=position,
+                    request_id=request.request_id,
+                    request_digest=request.digest(),
+                    written_unix_ms=written_unix_ms,
+                    template_ids=[request.template_ids[row] for row in new],
+                    subject_ids=[request.subject_ids[row] for row in new],
+                    codes=request.codes if len(new) == len(request.codes) else request.codes[new],
+                    unchanged_count=len(request.codes) - len(new),
+                )
+            case EraseRequest():
+                record = EraseRecord(
+                    position=position,
+                    request_id=request.request_id,
+                    request_digest=request.digest(),
+                    written_unix_ms=written_unix_ms,
+                    template_ids=request.template_ids,
+                    subject_ids=request.subject_ids,
+                )
+        overlay.position = position
+        overlay.requests.add(request.request_id)
+        return record
+
+    def _new_rows(self, request: EnrolRequest, overlay: Overlay) -> list[int]:
+        """Return the rows that are not there yet, and add them to the overlay."""
+        new: list[int] = []
+        added: dict[tuple[str, str], bytes] = {}
+        pairs = zip(request.subject_ids, request.template_ids, strict=True)
+        for row, (key, codes) in enumerate(zip(pairs, request.codes, strict=True)):
+            subject_id, template_id = key
+            if not self.range.contains(subject_key(subject_id)):
+                raise InvalidError(
+                    f"subject does not belong to this shard row={row} shard={self.shard_id}",
+                    reason="SUBJECT_ELSEWHERE",
+                    row=row,
+                    shard=self.shard_id,
+                )
+            data = codes.tobytes()
+            if key in added:
+                if added[key] != data:
+                    raise InvalidError(
+                        f"template stands twice in the request with different vectors row={row}",
+                        reason="DUPLICATE_ROW",
+                        row=row,
+                        field="template_ids",
+                    )
+                continue
+            there = overlay.rows.get(key) or self._stored(subject_id, template_id)
+            if there is None:
+                added[key] = data
+                new.append(row)
+            elif there != data:
+                raise ConflictError(
+                    f"template exists with another vector row={row}",
+                    reason="TEMPLATE_EXISTS",
+                    row=row,
+                    field="template_ids",
+                )
+        overlay.rows.update(added)
+        return new
+
+    def _stored(self, subject_id: str, template_id: str) -> bytes | None:
+        """Return the stored row of a live template, or None."""
+        for row in self.live_rows(subject_id):
+            if self.templates[row] == template_id:
+                return self.index.codes(np.array([row], np.int64)).tobytes()
+        return None
+
+    # Applying
+
+    def apply(self, record: LogRecord, log: LogRef) -> Outcome:
+        """Carry out a committed record; return what it did."""
+        assert record.position == self.position + 1, "records are applied in order, each once"
+        if isinstance(record, EnrolRecord):
+            self.add_rows(record.template_ids, record.subject_ids, record.codes)
+            outcome = Outcome(
+                record.position,
+                enrolled_count=len(record.template_ids),
+                unchanged_count=record.unchanged_count,
+            )
+        else:
+            rows = self.find(record.template_ids, record.subject_ids)
+            self.erase_rows(rows)
+            outcome = Outcome(record.position, erased_count=len(rows))
+        self.requests.remember(record.request_id, Remembered(record.request_digest, outcome))
+        self.position = record.position
+        self.log = log
+        return outcome
+
+    def add_rows(
+        self, template_ids: Sequence[str], subject_ids: Sequence[str], codes: vectors.Int8
+    ) -> npt.NDArray[np.int32]:
+        """Add rows to ids, digest and the exact part of the index; return subject numbers."""
+        numbers = self.register(template_ids, subject_ids, codes)
+        if len(numbers):
+            self.index.append(codes, numbers)
+        return numbers
+
+    def register(
+        self, template_ids: Sequence[str], subject_ids: Sequence[str], codes: vectors.Int8
+    ) -> npt.NDArray[np.int32]:
+        """Add rows to ids and digest only; return the subjects' numbers."""
+        numbers = np.empty(len(template_ids), np.int32)
+        for row, (subject_id, template_id) in enumerate(
+            zip(subject_ids, template_ids, strict=True)
+        ):
+            numbers[row] = self.subjects.add_row(subject_id)
+            self.templates.append(template_id)
+            self._template_hashes.append(template_id)
+            one = digests.row_digest(subject_id, template_id, codes[row].tobytes())
+            self.digest = digests.add(self.digest, one)
+        self._erased += bytes(len(numbers))
+        self.templates_count += len(numbers)
+        return numbers
+
+    def erase_rows(self, rows: Int64) -> None:
+        """Erase live rows."""
+        if len(rows) == 0:
+            return
+        self.index.erase(rows)
+        for row, codes in zip(rows.tolist(), self.index.codes(rows), strict=True):
+            assert not self._erased[row], "only live rows are erased"
+            self._erased[row] = 1
+            subject_id = self.subjects.name_of_row(row)
+            one = digests.row_digest(subject_id, self.templates[row], codes.tobytes())
+            self.digest = digests.subtract(self.digest, one)
+        self.templates_count -= len(rows)
+
+    # Looking up
+
+    def live_rows(self, subject_id: str) -> list[int]:
+        """Return the rows of a subject that are not erased, in the order enrolled."""
+        return [row for row in self.subjects.rows(subject_id) if not self._erased[row]]
+
+    def find(self, template_ids: Sequence[str], subject_ids: Sequence[str]) -> Int64:
+        """Return the live rows of these templates and of these subjects, rising, each once."""
+        found = {row for subject_id in subject_ids for row in self.live_rows(subject_id)}
+        if template_ids:
+            wanted = set(template_ids)
+            for row in self._template_hashes.find(list(wanted)).tolist():
+                # Hashes may collide; the id itself decides.
+                if not self._erased[row] and self.templates[row] in wanted:
+                    found.add(row)
+        return np.array(sorted(found), np.int64)
+
+    def verify_digest(self, expected: bytes) -> None:
+        """Raise CorruptError unless the rows are those that the digest was made of."""
+        if digests.to_bytes(self.digest) != expected:
+            raise CorruptError(
+                f"rows do not match the digest of the manifest shard={self.shard_id}"
+                f" position={self.position}",
+                reason="DIGEST_MISMATCH",
+                shard=self.shard_id,
+            )

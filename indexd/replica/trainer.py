@@ -1,0 +1,130 @@
+"""Trains a gallery's codebook: samples all shards, trains, makes it the gallery's."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from facegrid import limits
+from facegrid.api.shard.v1 import shard_service_pb2 as pb
+from facegrid.api.shard.v1.shard_service_pb2_grpc import ShardServiceStub
+from facegrid.clock import Clock
+from facegrid.coord import keys
+from facegrid.coord.port import Coordinator, Guard, Put
+from facegrid.errors import FencedError, InvalidError, NotFoundError, UnavailableError
+from facegrid.format.records import encode_gallery
+from facegrid.model import Gallery, ShardAssignment, ShardMap
+from facegrid.rpc.call import call
+from facegrid.rpc.pool import ChannelPool
+from facegrid.vectors import Int8
+from indexd.ann.train import train
+from indexd.replica.codebooks import Codebooks
+from indexd.replica.view import View
+
+SAMPLE_ROWS_MAX = 131_072
+SAMPLE_BYTES_MAX = 16 * limits.MIB
+"""Of one shard's answer, so that it fits into a message."""
+SEED = 20_260_101
+"""Training is repeatable: the same rows give the same codebook."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerPorts:
+    """What training needs of the node."""
+
+    coord: Coordinator
+    clock: Clock
+    pool: ChannelPool
+    codebooks: Codebooks
+    build_thread: ThreadPoolExecutor
+    threads: int
+
+
+class Trainer:
+    """Runs on the node that holds the first shard of the gallery."""
+
+    def __init__(self, ports: TrainerPorts, view: View) -> None:
+        self._ports = ports
+        self._view = view
+        self._running = asyncio.Lock()
+
+    async def train(self, name: str, deadline_s: float) -> tuple[str, int]:
+        """Train and publish; return the codebook's sha256 and the rows of the sample.
+
+        Raises:
+            NotFoundError: no such gallery here.
+            InvalidError: too few templates (TOO_FEW_TEMPLATES).
+            UnavailableError: a shard or etcd cannot be reached.
+            FencedError: the gallery changed meanwhile.
+        """
+        async with self._running:
+            gallery, shard_map = self._view.gallery(name), self._view.shard_map(name)
+            revision = self._view.gallery_revision(name)
+            if gallery is None or shard_map is None:
+                raise NotFoundError(f"no such gallery gallery={name}", gallery=name)
+            sample = await self._sample(gallery, shard_map, deadline_s)
+            if len(sample) < limits.TRAIN_ROWS_MIN:
+                raise InvalidError(
+                    f"too few templates to train on templates={len(sample)}"
+                    f" need={limits.TRAIN_ROWS_MIN}",
+                    reason="TOO_FEW_TEMPLATES",
+                    gallery=name,
+                    limit="TRAIN_ROWS_MIN",
+                )
+            loop = asyncio.get_running_loop()
+            codebook = await loop.run_in_executor(
+                self._ports.build_thread,
+                lambda: train(sample, seed=SEED, threads=self._ports.threads),
+            )
+            sha256 = await self._ports.codebooks.put(gallery.uid, codebook)
+            try:
+                await self._publish(replace(gallery, codebook=sha256), revision)
+            except FencedError:
+                # Made of the gallery's rows: it must not outlive a gallery that was dropped.
+                await self._ports.codebooks.delete(gallery.uid, sha256)
+                raise
+            return sha256, len(sample)
+
+    async def _publish(self, gallery: Gallery, revision: int) -> None:
+        """Make a codebook the gallery's, unless the gallery changed since."""
+        key = keys.gallery(gallery.name)
+        value = encode_gallery(gallery)
+        try:
+            result = await self._ports.coord.txn([Guard(key, revision)], [Put(key, value)])
+            succeeded = result.succeeded
+        except UnavailableError:
+            item = await self._ports.coord.get(key)
+            succeeded = item is not None and item.value == value
+        if not succeeded:
+            raise FencedError(
+                f"the gallery changed while it was trained gallery={gallery.name}",
+                reason="GALLERY_CHANGED",
+                gallery=gallery.name,
+            )
+
+    async def _sample(self, gallery: Gallery, shard_map: ShardMap, deadline_s: float) -> Int8:
+        """Return rows of all shards, int8 [n, dim], in the order of the shards."""
+        share = min(SAMPLE_ROWS_MAX // len(shard_map.shards) + 1, SAMPLE_BYTES_MAX // gallery.dim)
+        async with asyncio.TaskGroup() as tasks:
+            parts = [
+                tasks.create_task(self._sample_shard(shard, share, deadline_s))
+                for shard in shard_map.shards
+            ]
+        data = b"".join([part.result() for part in parts])
+        return np.frombuffer(data, np.int8).reshape(-1, gallery.dim)
+
+    async def _sample_shard(self, shard: ShardAssignment, rows: int, deadline_s: float) -> bytes:
+        """Ask a shard's primary, which may be this very node, for rows."""
+        address = self._view.address(shard.primary)
+        if address is None:
+            raise UnavailableError(
+                f"node is not registered node={shard.primary} shard={shard.shard_id}",
+                reason="NODE_AWAY",
+                node=shard.primary,
+            )
+        stub = ShardServiceStub(self._ports.pool.get(address))
+        request = pb.SampleRequest(shard_id=shard.shard_id, rows_count_max=rows, seed=SEED)
+        left_s = deadline_s - self._ports.clock.now_s()
+        response = await call(stub.Sample, request, timeout_s=left_s)
+        return response.codes

@@ -1,0 +1,134 @@
+"""What a node knows of the cluster: the latest of what its watches told."""
+
+from dataclasses import dataclass, field
+
+from facegrid.coord import keys
+from facegrid.coord.port import Changed, KeyValue, Listing, WatchEvent
+from facegrid.errors import CorruptError
+from facegrid.format.records import (
+    Dropped,
+    GenerationClaim,
+    decode_dropped,
+    decode_gallery,
+    decode_generation,
+    decode_node,
+    decode_shard_map,
+)
+from facegrid.ids import NodeId, ShardId
+from facegrid.model import Gallery, NodeInfo, ShardAssignment, ShardMap
+
+WATCHED = (keys.MAPS, keys.GALLERIES, keys.DROPPED, keys.GENERATIONS, keys.NODES)
+
+Value = ShardMap | Gallery | Dropped | GenerationClaim | NodeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A decoded key, with the revision that guards name."""
+
+    value: Value
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A shard that the map gives to a node."""
+
+    gallery: Gallery
+    assignment: ShardAssignment
+    map_revision: int
+
+
+@dataclass(slots=True)
+class View:
+    """Keys by prefix. `listed` tells which prefixes have been read in full."""
+
+    seen: dict[str, dict[str, Seen]] = field(
+        default_factory=lambda: {prefix: {} for prefix in WATCHED}
+    )
+    listed: set[str] = field(default_factory=set)
+
+    def take(self, prefix: str, event: WatchEvent) -> bool:
+        """Take in an event; tell whether anything is different now."""
+        match event:
+            case Listing(snapshot=snapshot):
+                self.seen[prefix] = {item.key: _decode(prefix, item) for item in snapshot.items}
+                self.listed.add(prefix)
+                return True
+            case Changed(key=key, item=None):
+                return self.seen[prefix].pop(key, None) is not None
+            case Changed(key=key, item=KeyValue() as item):
+                self.seen[prefix][key] = _decode(prefix, item)
+                return True
+            case _:
+                return False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every prefix has been read in full."""
+        return len(self.listed) == len(WATCHED)
+
+    def gallery(self, name: str) -> Gallery | None:
+        """Return a gallery by name."""
+        seen = self.seen[keys.GALLERIES].get(keys.GALLERIES + name)
+        return seen.value if seen is not None and isinstance(seen.value, Gallery) else None
+
+    def gallery_revision(self, name: str) -> int:
+        """Return the revision of a gallery's record, 0 where there is none."""
+        seen = self.seen[keys.GALLERIES].get(keys.GALLERIES + name)
+        return 0 if seen is None else seen.mod_revision
+
+    def shard_map(self, name: str) -> ShardMap | None:
+        """Return a gallery's map."""
+        seen = self.seen[keys.MAPS].get(keys.MAPS + name)
+        return seen.value if seen is not None and isinstance(seen.value, ShardMap) else None
+
+    def generation(self, shard_id: ShardId) -> GenerationClaim | None:
+        """Return who claimed a shard last."""
+        seen = self.seen[keys.GENERATIONS].get(keys.GENERATIONS + shard_id)
+        return seen.value if seen is not None and isinstance(seen.value, GenerationClaim) else None
+
+    def address(self, node_id: NodeId) -> str | None:
+        """Return where a node can be reached, if it is registered."""
+        infos = [seen.value for seen in self.seen[keys.NODES].values()]
+        found = [i.address for i in infos if isinstance(i, NodeInfo) and i.node_id == node_id]
+        return found[-1] if found else None
+
+    def dropped(self, node_id: NodeId) -> list[Dropped]:
+        """Return the dropped shards whose objects this node deletes."""
+        records = [seen.value for seen in self.seen[keys.DROPPED].values()]
+        return [r for r in records if isinstance(r, Dropped) and node_id in r.node_ids[:1]]
+
+    def holdings(self, node_id: NodeId) -> dict[ShardId, Holding]:
+        """Return the shards of which the maps make this node the primary."""
+        found: dict[ShardId, Holding] = {}
+        for seen in self.seen[keys.MAPS].values():
+            shard_map = seen.value
+            assert isinstance(shard_map, ShardMap), "maps lie under the prefix of maps"
+            gallery = self.gallery(shard_map.gallery)
+            if gallery is None or gallery.uid != shard_map.gallery_uid:
+                continue
+            for assignment in shard_map.shards:
+                if assignment.primary == node_id:
+                    holding = Holding(gallery, assignment, seen.mod_revision)
+                    found[assignment.shard_id] = holding
+        return found
+
+
+def _decode(prefix: str, item: KeyValue) -> Seen:
+    """Decode a value by the prefix that it lies under."""
+    value: Value
+    match prefix:
+        case keys.MAPS:
+            value = decode_shard_map(item.value)
+        case keys.GALLERIES:
+            value = decode_gallery(item.value)
+        case keys.DROPPED:
+            value = decode_dropped(item.value)
+        case keys.GENERATIONS:
+            value = decode_generation(item.value)
+        case keys.NODES:
+            value = decode_node(item.value)
+        case _:
+            raise CorruptError(f"no such prefix prefix={prefix}")
+    return Seen(value, item.mod_revision)

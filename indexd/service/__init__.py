@@ -1,0 +1,1 @@
+"""The node's gRPC face: check, call, translate."""

@@ -1,0 +1,95 @@
+"""What a node checks of a request before it touches a shard, although the router did so too."""
+
+import numpy as np
+
+from facegrid import limits, vectors
+from facegrid.api.shard.v1 import shard_service_pb2 as pb
+from facegrid.errors import InvalidError
+from facegrid.ids import check_ids, check_request_id
+from facegrid.vectors import Int8, Probes
+from facegrid.wire import from_wire_vectors
+from indexd.engine.requests import EnrolRequest, EraseRequest
+
+
+def enrol_request(request: pb.AppendRequest, dim: int) -> EnrolRequest:
+    """Return the rows to enrol.
+
+    Raises:
+        InvalidError: ids or rows are malformed, or their numbers do not match.
+    """
+    check_request_id(request.request_id)
+    rows = request.rows
+    template_ids, subject_ids = list(rows.template_ids), list(rows.subject_ids)
+    codes = stored_rows(rows.codes, rows.dim, dim)
+    if not len(template_ids) == len(subject_ids) == len(codes):
+        raise InvalidError(
+            f"numbers of rows differ templates={len(template_ids)} subjects={len(subject_ids)}"
+            f" codes={len(codes)}",
+            reason="ROWS_MISMATCH",
+            field="rows",
+        )
+    check_count(len(codes), limits.ENROL_ROWS_MAX, "ENROL_ROWS_MAX")
+    check_ids(template_ids, field="template_ids")
+    check_ids(subject_ids, field="subject_ids")
+    vectors.check_codes(codes)
+    return EnrolRequest(request.request_id, template_ids, subject_ids, codes)
+
+
+def erase_request(request: pb.EraseRequest) -> EraseRequest:
+    """Return what to erase.
+
+    Raises:
+        InvalidError: ids are malformed, or there are none or too many.
+    """
+    check_request_id(request.request_id)
+    template_ids, subject_ids = list(request.template_ids), list(request.subject_ids)
+    check_count(len(template_ids) + len(subject_ids), limits.ERASE_IDS_MAX, "ERASE_IDS_MAX")
+    check_ids(template_ids, field="template_ids")
+    check_ids(subject_ids, field="subject_ids")
+    return EraseRequest(request.request_id, template_ids, subject_ids)
+
+
+def probes(message: "pb.SearchRequest | pb.CompareRequest", dim: int) -> Probes:
+    """Return the probes of a request.
+
+    Raises:
+        InvalidError: wrong dimension or dtype, or a row that is no vector.
+    """
+    data = message.probes if isinstance(message, pb.SearchRequest) else message.probe
+    x = from_wire_vectors(data, dim=dim, field="probes")
+    check_count(len(x), limits.PROBES_MAX, "PROBES_MAX")
+    return vectors.prepare_probes(x)
+
+
+def stored_rows(data: bytes, dim: int, gallery_dim: int) -> Int8:
+    """Return stored rows, int8 [n, dim].
+
+    Raises:
+        InvalidError: wrong dimension, or no whole number of rows.
+    """
+    if dim != gallery_dim or len(data) % dim:
+        raise InvalidError(
+            f"stored rows do not fit the gallery dim={dim} gallery_dim={gallery_dim}"
+            f" bytes={len(data)}",
+            reason="DIM_MISMATCH",
+            field="rows",
+        )
+    return np.frombuffer(data, np.int8).reshape(-1, dim)
+
+
+def check_k(k: int) -> None:
+    """Raise InvalidError unless k is 1 to K_MAX."""
+    if not 1 <= k <= limits.K_MAX:
+        raise InvalidError(
+            f"k must be 1 to {limits.K_MAX} k={k}", reason="K_OUT_OF_RANGE", field="k"
+        )
+
+
+def check_count(count: int, limit: int, name: str) -> None:
+    """Raise InvalidError unless there is at least one row and not more than the limit."""
+    if not 1 <= count <= limit:
+        raise InvalidError(
+            f"number of rows must be 1 to {limit} rows={count}",
+            reason="ROWS_OUT_OF_RANGE",
+            limit=name,
+        )

@@ -1,0 +1,285 @@
+"""ShardService: what routers ask of this node."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+import numpy as np
+import psutil
+from typing_extensions import override
+
+from facegrid import __version__, vectors
+from facegrid.api.shard.v1 import shard_service_pb2 as pb
+from facegrid.api.shard.v1.shard_service_pb2_grpc import ShardServiceServicer
+from facegrid.clock import Clock
+from facegrid.errors import (
+    CorruptError,
+    DeadlineError,
+    FacegridError,
+    FencedError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
+from facegrid.rpc.context import call_context
+from indexd.engine import digest as digests
+from indexd.engine.requests import Outcome, WriteRequest
+from indexd.engine.search import Found, search
+from indexd.engine.state import ShardState
+from indexd.replica.fence import Claimant
+from indexd.replica.node import Node
+from indexd.replica.replica import Phase, Replica
+from indexd.replica.trainer import Trainer
+from indexd.service import checks
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_STATES = {
+    Phase.OPENING: pb.SHARD_STATE_OPENING,
+    Phase.SERVING: pb.SHARD_STATE_SERVING,
+    Phase.FENCED: pb.SHARD_STATE_FENCED,
+    Phase.CLOSED: pb.SHARD_STATE_FENCED,
+    Phase.FAILED: pb.SHARD_STATE_FAILED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePorts:
+    """What the service needs of the process."""
+
+    claimant: Claimant
+    clock: Clock
+    search_thread: ThreadPoolExecutor
+
+
+class ShardService(ShardServiceServicer):
+    """Checks, calls the replica, translates."""
+
+    def __init__(self, ports: ServicePorts, node: Node, trainer: Trainer) -> None:
+        self._ports = ports
+        self._node = node
+        self._trainer = trainer
+
+    @override
+    async def Append(self, request: pb.AppendRequest, context: Context) -> pb.AppendResponse:
+        """Enrol rows into one shard."""
+        replica = self._serving(request.shard_id)
+        write = checks.enrol_request(request, replica.gallery.dim)
+        outcome = await self._write(replica, write, context)
+        return pb.AppendResponse(
+            position=outcome.position,
+            enrolled_count=outcome.enrolled_count,
+            unchanged_count=outcome.unchanged_count,
+        )
+
+    @override
+    async def Check(self, request: pb.AppendRequest, context: Context) -> pb.CheckResponse:
+        """Tell whether Append would accept the rows."""
+        del context
+        replica = self._serving(request.shard_id)
+        write = checks.enrol_request(request, replica.gallery.dim)
+        replica.state.plan(write, replica.state.overlay(), self._ports.clock.unix_ms())
+        return pb.CheckResponse()
+
+    @override
+    async def Erase(self, request: pb.EraseRequest, context: Context) -> pb.EraseResponse:
+        """Erase from one shard."""
+        replica = self._serving(request.shard_id)
+        outcome = await self._write(replica, checks.erase_request(request), context)
+        return pb.EraseResponse(
+            position=outcome.position, erased_templates_count=outcome.erased_count
+        )
+
+    @override
+    async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
+        """Search several shards; those that cannot be searched are named with the reason."""
+        checks.check_k(request.k)
+        if not np.isfinite(request.threshold):
+            raise InvalidError("threshold is not finite", reason="THRESHOLD", field="threshold")
+        deadline_s = call_context(context, self._ports.clock).deadline_s
+        response = pb.SearchResponse()
+        replicas: list[Replica] = []
+        for wanted in request.shards:
+            try:
+                replica = self._serving(wanted.shard_id)
+                await replica.reach(wanted.position_min, deadline_s)
+            except (NotFoundError, FencedError, UnavailableError, CorruptError) as error:
+                response.refused.add(shard_id=wanted.shard_id, reason=error.reason)
+            else:
+                replicas.append(replica)
+        if not replicas:
+            return response
+        probes = checks.probes(request, replicas[0].gallery.dim)
+        states = [replica.state for replica in replicas]
+        for replica in replicas:
+            response.searched.add(
+                shard_id=replica.assignment.shard_id,
+                first=replica.state.range.first,
+                last=replica.state.range.last,
+                position=replica.state.position,
+                generation=replica.generation,
+            )
+        found = await self._search(states, probes, request, deadline_s)
+        response.counts.extend(found.counts.tolist())
+        response.scores = found.scores.astype("<f4").tobytes()
+        response.subject_ids.extend(found.subject_ids)
+        response.template_ids.extend(found.template_ids)
+        return response
+
+    async def _search(
+        self,
+        states: list[ShardState],
+        probes: vectors.Probes,
+        request: pb.SearchRequest,
+        deadline_s: float,
+    ) -> Found:
+        """Search on the thread that owns the indexes.
+
+        An erasure that was acknowledged while the search ran must not appear in an answer sent
+        after it, so what was found is looked at once more, and searched again if need be.
+        """
+        loop = asyncio.get_running_loop()
+
+        def work() -> Found:
+            if self._ports.clock.now_s() > deadline_s:
+                raise DeadlineError("the time given was over before the search began")
+            return search(states, probes, k=request.k, threshold=request.threshold)
+
+        found = await loop.run_in_executor(self._ports.search_thread, work)
+        while found.stale(states):
+            found = await loop.run_in_executor(self._ports.search_thread, work)
+        return found
+
+    @override
+    async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
+        """Score one probe against one subject."""
+        replica = self._serving(request.shard_id)
+        deadline_s = call_context(context, self._ports.clock).deadline_s
+        await replica.reach(request.position_min, deadline_s)
+        probe = checks.probes(request, replica.gallery.dim)
+        checks.check_count(len(probe), 1, "one probe")
+        state = replica.state
+        rows = state.live_rows(request.subject_id)
+        if not rows:
+            raise NotFoundError(
+                f"no such subject gallery={replica.gallery.name}",
+                reason="SUBJECT_UNKNOWN",
+                gallery=replica.gallery.name,
+            )
+        scores = state.index.compare(probe, np.array(rows, np.int64))
+        best = int(np.argmax(scores))
+        return pb.CompareResponse(
+            score=float(scores[best]), template_id=state.templates[rows[best]]
+        )
+
+    @override
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
+        """Return the templates of an id."""
+        replica = self._serving(request.shard_id)
+        deadline_s = call_context(context, self._ports.clock).deadline_s
+        await replica.reach(request.position_min, deadline_s)
+        state = replica.state
+        if request.subject_id:
+            rows = [
+                row
+                for row in state.live_rows(request.subject_id)
+                if state.templates[row] == request.template_id
+            ]
+        else:
+            rows = state.find([request.template_id], []).tolist()
+        codes = state.index.codes(np.array(rows, np.int64))
+        return pb.GetResponse(
+            rows=pb.StoredRows(
+                template_ids=[state.templates[row] for row in rows],
+                subject_ids=[state.subjects.name_of_row(row) for row in rows],
+                codes=codes.tobytes(),
+                dim=state.dim,
+            )
+        )
+
+    @override
+    async def Sample(self, request: pb.SampleRequest, context: Context) -> pb.SampleResponse:
+        """Return a random sample of live rows."""
+        del context
+        state = self._serving(request.shard_id).state
+        rows = np.arange(state.rows_count, dtype=np.int64)
+        rows = rows[~state.erased_mask(rows)]
+        if len(rows) > request.rows_count_max:
+            rng = np.random.default_rng(request.seed)
+            rows = np.sort(rng.choice(rows, request.rows_count_max, replace=False))
+        codes = await asyncio.to_thread(state.index.codes, rows)
+        return pb.SampleResponse(codes=codes.tobytes(), dim=state.dim)
+
+    @override
+    async def Train(self, request: pb.TrainRequest, context: Context) -> pb.TrainResponse:
+        """Train a codebook and make it the gallery's."""
+        deadline_s = call_context(context, self._ports.clock).deadline_s
+        try:
+            sha256, sample_count = await self._trainer.train(request.gallery, deadline_s)
+        except* FacegridError as several:
+            raise _first(several) from several
+        return pb.TrainResponse(codebook=sha256, sample_count=sample_count)
+
+    @override
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
+        """Describe the node and its shards."""
+        del request, context
+        return pb.StatusResponse(
+            node_id=self._ports.claimant.node_id,
+            boot_id=self._ports.claimant.boot_id,
+            version=__version__,
+            memory_bytes=psutil.Process().memory_info().rss,
+            shards=[_status(replica) for replica in self._node.replicas.values()],
+        )
+
+    def _serving(self, shard_id: str) -> Replica:
+        """Return a shard of this node that serves."""
+        replica = self._node.replica(shard_id)
+        replica.check_serving()
+        return replica
+
+    async def _write(self, replica: Replica, write: WriteRequest, context: Context) -> Outcome:
+        """Commit a write within the caller's time. It goes on when the caller gives up."""
+        left_s = call_context(context, self._ports.clock).remaining_s(self._ports.clock)
+        try:
+            async with asyncio.timeout(left_s):
+                return await replica.write(write)
+        except TimeoutError:
+            raise DeadlineError(
+                "the write was not confirmed in time; retry with the same request id"
+                f" shard={replica.assignment.shard_id}",
+                shard=replica.assignment.shard_id,
+            ) from None
+
+
+def _status(replica: Replica) -> pb.ShardStatus:
+    """Describe one shard."""
+    state = replica.state
+    return pb.ShardStatus(
+        shard_id=replica.assignment.shard_id,
+        gallery=replica.gallery.name,
+        state=_STATES[replica.phase],
+        role=pb.SHARD_ROLE_PRIMARY,
+        generation=replica.generation,
+        position=state.position,
+        templates_count=state.templates_count,
+        subjects_count=len(state.subjects),
+        erased_count=state.erased_count,
+        indexed_count=state.index.indexed_count,
+        codebook=state.codebook,
+        memory_bytes=state.memory_bytes,
+        digest=digests.to_bytes(state.digest).hex(),
+        segments_count=replica.segments_count,
+        problem=replica.problem,
+    )
+
+
+def _first(several: "BaseExceptionGroup[FacegridError]") -> FacegridError:
+    """Return one of the errors that tasks of a group raised together."""
+    error: BaseException = several
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, FacegridError), "only these are in the group"
+    return error
