@@ -7,9 +7,16 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from facegrid.clock import SystemClock
 from fgctl.local.etcd import start_etcd
+
+# The same examples in every run, and no verdict that depends on how busy the machine is.
+settings.register_profile(
+    "facegrid", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("facegrid")
 
 _roots = count(1)
 

@@ -206,7 +206,8 @@ class DirectoryStore:
         """Make the root and the folder for temporary files, durably, where they are missing."""
         folders = [self._tmp, self._root, *self._root.parents]
         missing = [folder for folder in folders if not folder.exists()]
-        self._tmp.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        self._root.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        self._tmp.mkdir(mode=_FOLDER_MODE, exist_ok=True)
         for folder in missing:
             self._sync_folder(folder.parent)
 
