@@ -6,6 +6,8 @@ import signal
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+from threadpoolctl import threadpool_limits
+
 from facegrid import __version__
 from facegrid.api.shard.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
 from facegrid.blob.open import open_store
@@ -46,8 +48,10 @@ class Server:
         self._claimant = Claimant(NodeId(settings.node_id), _new_uuid())
         self._clock = clock
         self._pool = ChannelPool()
-        self._search_thread = ThreadPoolExecutor(1, "search")
-        self._build_thread = ThreadPoolExecutor(1, "build")
+        threads = threads_of(settings)
+        # OpenMP keeps its number of threads for each thread that calls it.
+        self._search_thread = ThreadPoolExecutor(1, "search", set_threads, (threads,))
+        self._build_thread = ThreadPoolExecutor(1, "build", set_threads, (threads,))
         view = View()
         committer = Committer(
             CommitterPorts(coord, store, clock, _new_uuid, self._logger),
@@ -68,7 +72,7 @@ class Server:
             pool=self._pool,
             codebooks=Codebooks(store),
             build_thread=self._build_thread,
-            threads=threads_of(settings),
+            threads=threads,
         )
         trainer = Trainer(trainer_ports, view)
         self._node = Node(ports, committer, trainer, view)
@@ -134,7 +138,8 @@ async def serve(settings: IndexdSettings) -> None:
         UnavailableError: etcd, the store or the address cannot be reached; the message says which.
         InvalidError: a setting names something that does not exist.
     """
-    set_threads(threads_of(settings))
+    # NumPy's matrix products go by a number of their own, for the whole process.
+    threadpool_limits(threads_of(settings), user_api="blas")
     self_test()
     store = open_store(settings.store)
     coord = EtcdCoordinator(settings.etcd, root=settings.etcd_prefix, clock=SystemClock())
