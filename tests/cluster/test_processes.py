@@ -1,0 +1,98 @@
+"""Child processes: found, signalled and told from strangers."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from facegrid.clock import SystemClock
+from fgctl.cluster_file import ProcessRecord
+from fgctl.local import processes
+
+pytestmark = pytest.mark.cluster
+
+WAIT_S = 20.0
+OBEDIENT = "print('ready', flush=True); import signal; signal.pause()"
+STUBBORN = (
+    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    " print('ready', flush=True); signal.pause()"
+)
+
+
+def started(log: Path, program: str) -> ProcessRecord:
+    argv = (sys.executable, "-c", program)
+    pid, created_s = processes.spawn(argv, log)
+    record = ProcessRecord("p", "node", "", pid=pid, created_s=created_s, argv=argv)
+    problem = processes.wait_until(
+        lambda: "" if "ready" in processes.log_tail(log) else "not ready",
+        timeout_s=WAIT_S,
+        clock=SystemClock(),
+    )
+    assert not problem
+    return record
+
+
+@pytest.fixture
+def obedient(tmp_path: Path) -> Iterator[ProcessRecord]:
+    record = started(tmp_path / "log", OBEDIENT)
+    yield record
+    processes.kill([record])
+
+
+def test_a_process_is_found_until_it_ends(obedient: ProcessRecord) -> None:
+    found = processes.find(obedient)
+    assert found is not None
+    assert found.pid == obedient.pid
+    assert processes.stop([obedient], grace_s=WAIT_S) == ()
+    assert processes.find(obedient) is None
+    assert not psutil.pid_exists(obedient.pid)
+
+
+def test_a_process_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
+    stubborn = started(tmp_path / "log", STUBBORN)
+    assert processes.stop([stubborn], grace_s=0.1) == ("p",)
+    assert processes.find(stubborn) is None
+
+
+def test_a_stranger_with_the_recorded_pid_is_left_alone(obedient: ProcessRecord) -> None:
+    """Pids are reused: 1. ours ends, 2. a stranger gets its pid, 3. `fgctl local down` runs."""
+    others_time = replace(obedient, created_s=obedient.created_s - 60)
+    others_command = replace(obedient, argv=(*obedient.argv, "--other"))
+    for stranger in (others_time, others_command):
+        assert processes.find(stranger) is None
+        assert processes.stop([stranger], grace_s=0.1) == ()
+        processes.kill([stranger])
+    assert processes.find(obedient) is not None
+
+
+def test_a_process_does_not_hear_the_interrupts_of_its_starter(obedient: ProcessRecord) -> None:
+    found = processes.find(obedient)
+    assert found is not None
+    assert found.terminal() is None
+    with Path(f"/proc/{found.pid}/stat").open() as file:
+        session = int(file.read().rpartition(")")[2].split()[3])
+    assert session == found.pid
+
+
+def test_nothing_is_found_or_signalled_where_nothing_was_started() -> None:
+    never = ProcessRecord("p", "node", "")
+    assert processes.find(never) is None
+    processes.send([never], signal.SIGTERM)
+    assert processes.stop([never], grace_s=0.1) == ()
+
+
+def test_only_what_a_log_got_since_the_start_is_shown(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert (processes.log_bytes(log), processes.log_tail(log)) == (0, "")
+    log.write_text("before\n")
+    since = processes.log_bytes(log)
+    assert processes.log_tail(log, since=since) == ""
+    with log.open("a") as file:
+        file.writelines(f"line {number}\n" for number in range(20))
+    assert processes.log_tail(log, since=since).splitlines() == [
+        f"line {number}" for number in range(8, 20)
+    ]
