@@ -47,7 +47,7 @@ class GalleryRecord(_message.Message):
     replicas_count: _builtins.int
     train_at_templates_count: _builtins.int
     codebook: _builtins.str
-    """sha256 in hex of codebooks/<sha>; empty: none yet."""
+    """sha256 in hex of codebooks/<gallery uid>/<sha256>; empty: none yet."""
     created_unix_ms: _builtins.int
     @_builtins.property
     def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -278,7 +278,7 @@ class ManifestPointer(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
-    """Of the manifest object manifests/<sha>."""
+    """Of the manifest object shards/<shard>/manifests/<sha256>."""
     position: _builtins.int
     generation: _builtins.int
     @_builtins.property
@@ -542,7 +542,7 @@ class Manifest(_message.Message):
         ERASED_FIELD_NUMBER: _builtins.int
         ERASED_COUNT_FIELD_NUMBER: _builtins.int
         sha256: _builtins.bytes
-        """Of the segment object segments/<sha>."""
+        """Of the segment object shards/<shard>/segments/<sha256>."""
         rows_count: _builtins.int
         erased: _builtins.bytes
         """Rows of it that are erased: a bitmap, bit i%8 of byte i/8."""
@@ -653,7 +653,9 @@ Global___Manifest: _TypeAlias = Manifest  # noqa: Y015
 
 @_typing.final
 class CodebookHeader(_message.Message):
-    """The header of a codebook object codebooks/<sha>; the arrays follow as frames of their own."""
+    """The header of a codebook object codebooks/<gallery uid>/<sha256>; the arrays follow as frames of
+    their own.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
