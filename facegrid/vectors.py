@@ -156,9 +156,9 @@ def scores(probes: Probes, codes: Int8, norms: Float64) -> Float32:
         norms: float64 [m, r], their norms as `code_norms` gives them.
     """
     rows = codes.astype(np.float32)
-    pair = np.stack([probes.high, probes.low], axis=2)
-    dots = np.matmul(rows, pair).astype(np.float64)
-    exact = dots[:, :, 0] * PROBE_STEP + dots[:, :, 1]
+    pair = np.stack([probes.high, probes.low], axis=1)
+    dots = np.matmul(pair, rows.transpose(0, 2, 1)).astype(np.float64)
+    exact = dots[:, 0] * PROBE_STEP + dots[:, 1]
     cosine = exact / (probes.norm[:, None] * norms)
     rounded: Float32 = np.clip(cosine, -1.0, 1.0).astype(np.float32)
     return rounded

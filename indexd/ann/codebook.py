@@ -1,34 +1,29 @@
-"""What training yields: coarse centroids, PQ tables and the measured search settings."""
+"""What training yields: coarse centroids, PQ tables and the measured search settings.
 
-from dataclasses import dataclass
+The stored form is used as it is: format and search want the same arrays.
+"""
 
-from facegrid.vectors import Float32
+from typing import Final
+
+from facegrid.format.codebook import CodebookArrays as Codebook
+
+PQ_BITS: Final = 4
+"""What FastScan needs."""
+PQ_STEP: Final = 4
+"""Components of a vector that one sub-quantizer codes."""
+RESCORED_MIN: Final = 128
+"""Rows rescored for each probe, however few are wanted: they cost a tenth of the scan."""
+WANTED_TYPICAL: Final = 10
+"""A codebook's rescore_factor is measured for this many candidates."""
+WANTED_DEEP: Final = 100
+"""Ranks beyond this are far below any threshold in use; they get DEEP_FACTOR rows each."""
+DEEP_FACTOR: Final = 2
+
+__all__ = ["PQ_BITS", "PQ_STEP", "RESCORED_MIN", "WANTED_TYPICAL", "Codebook", "rescored_count"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Codebook:
-    """How rows are coded and searched; shared by all shards of a gallery.
-
-    Attributes:
-        dim: components of a vector.
-        nlist: inverted lists.
-        pq_m: sub-quantizers, of `pq_bits` bits each.
-        pq_bits: always 4, what FastScan needs.
-        nprobe: lists probed, as measured when it was trained.
-        rescore_factor: rows rescored per wanted candidate, as measured.
-        centroids: float32 [nlist, dim].
-        pq: float32 [pq_m, 16, dim / pq_m].
-        sample_count: rows it was trained on.
-        seed: of the training.
-    """
-
-    dim: int
-    nlist: int
-    pq_m: int
-    pq_bits: int
-    nprobe: int
-    rescore_factor: int
-    centroids: Float32
-    pq: Float32
-    sample_count: int
-    seed: int
+def rescored_count(codebook: Codebook, wanted: int) -> int:
+    """Return how many rows are rescored to find `wanted` candidates."""
+    near = min(max(wanted, WANTED_TYPICAL), WANTED_DEEP)
+    deep = max(wanted - WANTED_DEEP, 0)
+    return max(RESCORED_MIN, codebook.rescore_factor * near + DEEP_FACTOR * deep)

@@ -4,8 +4,6 @@ Blocks of stored rows become float32 and meet all probes in one matrix product. 
 cosines up to rounding in the seventh digit, good for choosing which rows to rescore.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from facegrid.vectors import Float32, Int64, Probes
@@ -17,15 +15,11 @@ NOTHING = np.float32(-np.inf)
 NO_ROW = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Rows worth rescoring, int64 [m, c], in no order; -1 where there are fewer."""
+def scan(rows: Rows, first: int, last: int, *, probes: Probes, wanted: int) -> Int64:
+    """Return for each probe the `wanted` best of rows first to last - 1 that are not erased.
 
-    rows: Int64
-
-
-def scan(rows: Rows, first: int, last: int, *, probes: Probes, wanted: int) -> Found:
-    """Return for each probe the `wanted` best of rows first to last - 1 that are not erased."""
+    int64 [m, c] with c at most `wanted`, in no order; -1 where a probe has fewer.
+    """
     best = np.full((len(probes), 0), NOTHING, np.float32)
     found = np.full((len(probes), 0), NO_ROW, np.int64)
     floor = np.full((len(probes), 1), NOTHING, np.float32)
@@ -41,7 +35,7 @@ def scan(rows: Rows, first: int, last: int, *, probes: Probes, wanted: int) -> F
         best, found = _merge((best, values), (found, numbers), wanted)
         if best.shape[1] == wanted:
             floor = best.min(axis=1, keepdims=True)
-    return Found(rows=found)
+    return found
 
 
 def _above(cosines: Float32, floor: Float32, first: int) -> tuple[Float32, Int64]:

@@ -1,11 +1,15 @@
 """The search structure of one shard replica: rows, an IVF-PQ part and an exact tail."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from facegrid import vectors
+from facegrid.errors import InvalidError
 from facegrid.vectors import Float32, Int8, Int64, Probes
 from indexd.ann import exact, rescore
-from indexd.ann.codebook import Codebook
+from indexd.ann.codebook import Codebook, rescored_count
+from indexd.ann.ivfpq import EncodedRows, IvfPq, encode_rows
 from indexd.ann.rescore import Hits, Ranked
 from indexd.ann.rows import Bool, Int32, Rows
 
@@ -16,12 +20,13 @@ EXACT_SPARE = 16
 class ShardIndex:
     """Rows numbered 0..n-1 as enrolled, searched by vector.
 
-    One owner thread calls it. `append` and `erase` may run in another thread, one at a time, while
-    the owner searches.
+    One owner thread calls it. `append` and `erase` may run in another thread, one call at a time,
+    while the owner searches. `rebuilt` may run in a third: its result counts from `swap` on.
     """
 
     def __init__(self, dim: int) -> None:
         self._rows = Rows(dim)
+        self._coded: IvfPq | None = None
 
     @property
     def rows_count(self) -> int:
@@ -29,19 +34,24 @@ class ShardIndex:
         return self._rows.count
 
     @property
+    def erased_count(self) -> int:
+        """Rows that are erased."""
+        return self._rows.erased_count
+
+    @property
     def indexed_count(self) -> int:
         """Rows searched through the codebook: 0 to indexed_count - 1; the rest exactly."""
-        return 0
+        return self._coded.count if self._coded else 0
 
     @property
     def codebook(self) -> Codebook | None:
         """What the indexed rows are coded with; None: everything is searched exactly."""
-        return None
+        return self._coded.codebook if self._coded else None
 
     @property
     def memory_bytes(self) -> int:
         """Bytes in use, without space set aside for later rows."""
-        return self._rows.memory_bytes
+        return self._rows.memory_bytes + (self._coded.memory_bytes if self._coded else 0)
 
     def append(self, codes: Int8, subjects: Int32) -> int:
         """Add rows, int8 [n, dim], of subjects, int32 [n]; return the first one's number.
@@ -50,17 +60,66 @@ class ShardIndex:
         """
         return self._rows.append(codes, subjects)
 
+    def append_encoded(self, codes: Int8, subjects: Int32, encoded: EncodedRows) -> int:
+        """Add rows that were coded before with this codebook; return the first one's number.
+
+        Raises:
+            InvalidError: the coded rows do not fit the codebook or the rows (CODES_MISFIT).
+        """
+        assert self._coded is not None, "set a codebook first: swap(rebuilt(codebook))"
+        if len(encoded) != len(codes):
+            raise InvalidError("as many coded rows as rows, please", reason="CODES_MISFIT")
+        self._coded.check(encoded)
+        self.absorb()
+        first = self._rows.append(codes, subjects)
+        self._coded.add(encoded)
+        return first
+
     def erase(self, rows: Int64) -> None:
-        """Make rows, int64 [n], never be returned again. Erasing twice is harmless."""
+        """Make rows, int64 [n], never be returned again. Erasing twice is harmless.
+
+        A search that is already past its last look at the mask may still return them once; whoever
+        maps rows to ids asks `is_erased` as the last thing.
+        """
         self._rows.erase(rows)
 
     def is_erased(self, rows: Int64) -> Bool:
         """Tell which rows are erased by now."""
         return self._rows.erased(rows)
 
-    def absorb(self) -> int:
-        """Code the exact tail with the codebook, if there is one; return the rows coded."""
-        return 0
+    def absorb(self, rows_max: int | None = None) -> int:
+        """Code the exact tail with the codebook, if there is one; return the rows coded.
+
+        Args:
+            rows_max: stop after so many, to let searches in between; None: all.
+        """
+        if self._coded is None:
+            return 0
+        count = self._rows.count
+        last = count if rows_max is None else min(count, self._coded.count + rows_max)
+        return encode_rows(self._coded, self._rows, last)
+
+    def rebuilt(self, codebook: Codebook) -> IvfPq:
+        """Return all rows coded with another codebook, for `swap`.
+
+        May run in a background thread while others append, erase and search. Rows appended after
+        it began are searched exactly until absorbed.
+        """
+        assert codebook.dim == self._rows.dim, f"dim: {codebook.dim} {self._rows.dim}"
+        coded = IvfPq(codebook)
+        encode_rows(coded, self._rows, self._rows.count)
+        return coded
+
+    def swap(self, coded: IvfPq) -> None:
+        """Search through what `rebuilt` returned from now on; owner thread only."""
+        assert coded.count <= self._rows.count, "of another index"
+        self._coded = coded
+
+    def encoded(self, first: int, last: int) -> EncodedRows | None:
+        """Return rows first to last - 1 as coded, None unless all are; owner thread only."""
+        if self._coded is None or last > self._coded.count:
+            return None
+        return self._coded.encoded(first, last)
 
     def codes(self, rows: Int64) -> Int8:
         """Return stored rows by number, int8 [n, dim]."""
@@ -91,38 +150,76 @@ class ShardIndex:
         count = self._rows.count
         answers: list[tuple[Int64, Int64, Float32]] = []
         asked = np.arange(len(probes))
-        wanted = k
+        effort = 1
         while len(asked):
             part = probes.part(asked)
-            candidates, exhausted = self._candidates(part, count, wanted)
-            ranked = rescore.rank(self._rows, part, candidates)
+            fetched = self._fetch(part, count, k=k, effort=effort)
+            ranked = rescore.rank(self._rows, part, fetched.rows)
+            rows = np.maximum(ranked.rows, 0)
             kept = rescore.keep(
-                ranked,
-                erased=self._rows.erased(np.maximum(ranked.rows, 0)),
-                subjects=self._rows.subjects(np.maximum(ranked.rows, 0)),
-                k=k,
+                ranked, erased=self._rows.erased(rows), subjects=self._rows.subjects(rows), k=k
             )
-            done = exhausted | (np.count_nonzero(kept, axis=1) >= k)
-            done |= _lowest(ranked) < threshold
+            done = np.count_nonzero(kept, axis=1) >= k
+            done |= fetched.no_more_above(threshold, ranked)
             kept &= done[:, None] & (ranked.scores >= threshold)
             answers.append((asked[np.nonzero(kept)[0]], ranked.rows[kept], ranked.scores[kept]))
             asked = asked[~done]
-            wanted *= 2
+            effort *= 2
         return _gathered(answers, len(probes))
 
-    def _candidates(self, probes: Probes, count: int, wanted: int) -> tuple[Int64, Bool]:
-        """Return rows to rescore, int64 [m, c] with -1 for none, and whether these are all."""
-        wanted += EXACT_SPARE
-        tail = exact.scan(self._rows, 0, count, probes=probes, wanted=wanted)
-        exhausted: Bool = np.count_nonzero(tail.rows >= 0, axis=1) < wanted
-        return tail.rows, exhausted
+    def _fetch(self, probes: Probes, count: int, *, k: int, effort: int) -> "Fetched":
+        """Return candidates of rows 0 to count - 1, more of them the greater the effort."""
+        tail_first = self.indexed_count
+        wanted = k * effort + EXACT_SPARE
+        tail = exact.scan(self._rows, tail_first, count, probes=probes, wanted=wanted)
+        tail_all: Bool = np.count_nonzero(tail >= 0, axis=1) < wanted
+        if self._coded is None or not tail_first:
+            return Fetched(
+                tail,
+                tail_first,
+                coded_all=np.full(len(probes), fill_value=True),
+                tail_all=tail_all,
+            )
+        codebook = self._coded.codebook
+        wanted = min(rescored_count(codebook, k * effort), tail_first)
+        nprobe = min(codebook.nprobe * effort, codebook.nlist)
+        live = self._rows.live_bits() if self._rows.erased_count else None
+        coded = self._coded.search(probes, wanted, nprobe=nprobe, live=live)
+        coded_all: Bool = (np.count_nonzero(coded >= 0, axis=1) < wanted) | (wanted == tail_first)
+        coded_all &= nprobe == codebook.nlist
+        rows = np.concatenate([coded, tail], axis=1)
+        return Fetched(rows, tail_first, coded_all=coded_all, tail_all=tail_all)
 
 
-def _lowest(ranked: Ranked) -> Float32:
-    """Return the lowest score of each probe's candidates, +inf where it has none."""
-    scores = np.where(ranked.rows >= 0, ranked.scores, np.float32(np.inf))
-    lowest: Float32 = scores.min(axis=1, initial=np.float32(np.inf))
-    return lowest
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Candidates before rescoring.
+
+    Attributes:
+        rows: int64 [m, c]; -1 where there is none.
+        tail_first: rows from here on come from the exact tail.
+        coded_all: bool [m], whether the coded part has no others.
+        tail_all: bool [m], whether the tail has no others.
+    """
+
+    rows: Int64
+    tail_first: int
+    coded_all: Bool
+    tail_all: Bool
+
+    def no_more_above(self, threshold: float, ranked: Ranked) -> Bool:
+        """Tell, bool [m], for which probes fetching more would bring nothing at the threshold."""
+        in_tail = ranked.rows >= self.tail_first
+        in_coded = (ranked.rows >= 0) & ~in_tail
+        coded_done = self.coded_all | _reaches_below(threshold, ranked.scores, in_coded)
+        tail_done = self.tail_all | _reaches_below(threshold, ranked.scores, in_tail)
+        return coded_done & tail_done
+
+
+def _reaches_below(threshold: float, scores: Float32, which: Bool) -> Bool:
+    """Tell, bool [m], whether one of those scores is below the threshold."""
+    below: Bool = np.count_nonzero(np.logical_and(scores < threshold, which), axis=1) > 0
+    return below
 
 
 def _gathered(answers: list[tuple[Int64, Int64, Float32]], probes_count: int) -> Hits:

@@ -20,7 +20,8 @@ from facegrid.vectors import Float64, Int8, Int64
 
 Int32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
-Scalar = TypeVar("Scalar", np.int32, np.bool_)
+UInt8 = npt.NDArray[np.uint8]
+Scalar = TypeVar("Scalar", np.int32, np.bool_, np.uint8)
 
 CHUNK_ROWS = 1 << 17
 """Rows of one allocation. Memory that no row has touched costs nothing until it is."""
@@ -59,12 +60,13 @@ class Rows:
         self._squares: Int32 = np.zeros(SIDE_ROWS_MIN, np.int32)
         self._subjects: Int32 = np.zeros(SIDE_ROWS_MIN, np.int32)
         self._erased: Bool = np.zeros(SIDE_ROWS_MIN, np.bool_)
+        self._live: UInt8 = np.full(SIDE_ROWS_MIN // 8, 0xFF, np.uint8)
         self._writing = threading.Lock()
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that the rows take, without space set aside for later ones."""
-        return self.count * (self.dim + 4 + 4 + 1)
+        return self.count * (self.dim + 4 + 4 + 1) + self.count // 8
 
     def append(self, codes: Int8, subjects: Int32) -> int:
         """Add rows, int8 [n, dim], of subjects, int32 [n]; return the first one's number."""
@@ -86,6 +88,7 @@ class Rows:
         with self._writing:
             assert not len(rows) or (rows.min() >= 0 and rows.max() < self.count), "no such row"
             self._erased[rows] = True
+            np.bitwise_and.at(self._live, rows >> 3, ~(np.uint8(1) << (rows & 7).astype(np.uint8)))
             self.erased_count = int(np.count_nonzero(self._erased[: self.count]))
 
     def codes(self, rows: Int64) -> Int8:
@@ -113,9 +116,12 @@ class Rows:
         """Tell which of the rows are erased by now."""
         return self._erased.take(rows)
 
-    def erased_in(self, first: int, last: int) -> Bool:
-        """Return the erased mask, bool [last - first], as it is now."""
-        return self._erased[first:last]
+    def live_bits(self) -> UInt8:
+        """Return a bitmap that follows later erasures: bit i % 8 of byte i / 8 is set if i lives.
+
+        It covers at least the rows that there are now.
+        """
+        return self._live
 
     def blocks(self, first: int, last: int, *, rows_max: int) -> Iterator[Block]:
         """Yield rows first to last - 1 in blocks of at most `rows_max` rows."""
@@ -135,10 +141,11 @@ class Rows:
         while len(self._chunks) * CHUNK_ROWS < count:
             self._chunks.append(np.empty((CHUNK_ROWS, self.dim), np.int8))
         if count > len(self._squares):
-            capacity = max(count, 2 * len(self._squares))
-            self._squares = _grown(self._squares, capacity)
-            self._subjects = _grown(self._subjects, capacity)
-            self._erased = _grown(self._erased, capacity)
+            capacity = -(-max(count, 2 * len(self._squares)) // 8) * 8
+            self._squares = _grown(self._squares, capacity, 0)
+            self._subjects = _grown(self._subjects, capacity, 0)
+            self._erased = _grown(self._erased, capacity, 0)
+            self._live = _grown(self._live, capacity // 8, 0xFF)
 
     def _spans(self, first: int, last: int) -> Iterator[tuple[Int8, slice, slice]]:
         """Yield chunk, rows within it, and rows of the batch that go there."""
@@ -158,8 +165,8 @@ def squared_norms(codes: Int8) -> Int32:
     return squares
 
 
-def _grown(array: npt.NDArray[Scalar], capacity: int) -> npt.NDArray[Scalar]:
-    """Return a longer copy, zero at the end."""
-    longer = np.zeros(capacity, array.dtype)
+def _grown(array: npt.NDArray[Scalar], capacity: int, filler: int) -> npt.NDArray[Scalar]:
+    """Return a longer copy, filled up at the end."""
+    longer = np.full(capacity, filler, array.dtype)
     longer[: len(array)] = array
     return longer

@@ -1,0 +1,156 @@
+"""The trained part of a shard's index: IVF-PQ with 4-bit FastScan codes, through faiss.
+
+The faiss index is always built through its API from our own arrays and never read from a file:
+faiss loads damaged files without complaint.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+
+from facegrid.errors import InvalidError
+from facegrid.vectors import Float32, Int64, Probes
+from indexd.ann import fastscan
+from indexd.ann.codebook import PQ_BITS, Codebook
+from indexd.ann.fastscan import UInt8
+from indexd.ann.rows import Int32, Rows
+
+ENCODE_ROWS = 4096
+"""Rows coded at a time: 8 MiB of float32 at 512 dimensions."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """Rows as the codebook codes them.
+
+    Attributes:
+        lists: int32 [n], the inverted list of each.
+        codes: uint8 [n, pq_m / 2], the low half of a byte first.
+    """
+
+    lists: Int32
+    codes: UInt8
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.lists)
+
+
+class IvfPq:
+    """Rows 0 to count - 1, coded. One thread at a time; searching beside nothing else."""
+
+    def __init__(self, codebook: Codebook) -> None:
+        assert codebook.pq_bits == PQ_BITS, f"FastScan wants 4 bits: {codebook.pq_bits}"
+        assert codebook.pq.size == (1 << PQ_BITS) * codebook.dim, f"shape: {codebook.pq.shape}"
+        self.codebook = codebook
+        self.count = 0
+        # faiss has no types worth the name: Any at its edge.
+        self._coarse: Any = faiss.IndexFlatIP(codebook.dim)
+        self._coarse.add(np.ascontiguousarray(codebook.centroids))
+        index: Any = faiss.IndexIVFPQFastScan(
+            self._coarse,
+            codebook.dim,
+            codebook.nlist,
+            codebook.pq_m,
+            PQ_BITS,
+            faiss.METRIC_INNER_PRODUCT,
+        )
+        # Coding what remains after the centroid is taken off was measured to be worse on faces:
+        # centroids of nearly orthogonal vectors say little, and each list gets its own tables.
+        index.by_residual = False
+        faiss.copy_array_to_vector(codebook.pq.reshape(-1), index.pq.centroids)
+        index.is_trained = True
+        self._lists: Any = faiss.downcast_InvertedLists(index.invlists)
+        self._index = index
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of codes and row numbers."""
+        return self.count * (self.codebook.pq_m // 2 + 8)
+
+    def encode(self, x: Float32) -> EncodedRows:
+        """Return unit vectors, float32 [n, dim], coded."""
+        if not len(x):
+            return EncodedRows(np.empty(0, np.int32), np.empty((0, self.code_bytes), np.uint8))
+        lists = self._coarse.assign(x, 1).reshape(-1).astype(np.int32)
+        return EncodedRows(lists, self._index.pq.compute_codes(x))
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of one row's PQ code."""
+        return self.codebook.pq_m // 2
+
+    def check(self, encoded: EncodedRows) -> None:
+        """Raise InvalidError unless rows coded elsewhere fit this codebook."""
+        lists = encoded.lists
+        fits = encoded.codes.shape == (len(lists), self.code_bytes)
+        if not fits or (len(lists) and (lists.min() < 0 or lists.max() >= self.codebook.nlist)):
+            raise InvalidError("coded rows do not fit the codebook", reason="CODES_MISFIT")
+
+    def add(self, encoded: EncodedRows) -> None:
+        """Make the next rows searchable."""
+        order = np.argsort(encoded.lists, kind="stable")
+        ends = np.cumsum(np.bincount(encoded.lists, minlength=self.codebook.nlist))
+        for number, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            if begin == end:
+                continue
+            ids = order[begin:end] + self.count
+            blocks = fastscan.pack(encoded.codes[order[begin:end]])
+            self._lists.add_entries(number, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(blocks))
+        self.count += len(encoded)
+        self._index.ntotal = self.count
+
+    def encoded(self, first: int, last: int) -> EncodedRows:
+        """Return rows first to last - 1 as they were coded."""
+        assert 0 <= first <= last <= self.count, f"rows: {first} {last} of {self.count}"
+        lists = np.empty(last - first, np.int32)
+        codes = np.empty((last - first, self.code_bytes), np.uint8)
+        for number in range(self.codebook.nlist):
+            size = self._lists.list_size(number)
+            if not size:
+                continue
+            ids = faiss.rev_swig_ptr(self._lists.get_ids(number), size)
+            begin, end = np.searchsorted(ids, [first, last])
+            if begin == end:
+                continue
+            rows = ids[begin:end] - first
+            lists[rows] = number
+            codes[rows] = self._stored(number, int(begin), int(end))
+        return EncodedRows(lists, codes)
+
+    def search(self, probes: Probes, wanted: int, *, nprobe: int, live: UInt8 | None) -> Int64:
+        """Return for each probe the rows that look best by their codes, int64 [m, wanted].
+
+        Args:
+            probes: m probes.
+            wanted: rows per probe; -1 where there are fewer.
+            nprobe: lists to look into.
+            live: rows that may be returned, bit i % 8 of byte i / 8; None: all.
+        """
+        parameters = faiss.SearchParametersIVF()
+        parameters.nprobe = nprobe
+        if live is not None:
+            parameters.sel = faiss.IDSelectorBitmap(len(live), faiss.swig_ptr(live))
+        found: Int64 = self._index.search(probes.unit, wanted, params=parameters)[1]
+        return found
+
+    def _stored(self, number: int, begin: int, end: int) -> UInt8:
+        """Return the plain codes of entries begin to end - 1 of a list."""
+        first, last = begin // fastscan.BLOCK_ROWS, -(-end // fastscan.BLOCK_ROWS)
+        block_bytes = self.code_bytes * fastscan.BLOCK_ROWS
+        memory = faiss.rev_swig_ptr(self._lists.get_codes(number), last * block_bytes)
+        blocks = memory.reshape(last, self.code_bytes, fastscan.BLOCK_ROWS)[first:]
+        skipped = first * fastscan.BLOCK_ROWS
+        return fastscan.unpack(blocks)[begin - skipped : end - skipped]
+
+
+def encode_rows(part: IvfPq, rows: Rows, last: int) -> int:
+    """Code and add the rows that `part` does not have yet, up to `last`; return how many."""
+    first = part.count
+    for block in rows.blocks(first, last, rows_max=ENCODE_ROWS):
+        x = block.codes.astype(np.float32)
+        x /= np.sqrt(block.squares.astype(np.float32))[:, None]
+        part.add(part.encode(x))
+    return part.count - first
