@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 import facegrid
+from facegrid.limits import DEADLINE_S_MAX
 from fgctl import cluster_file
 
 ROUTER_VARIABLE = "FACEGRID_ROUTER"
@@ -83,7 +84,7 @@ def online(command: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--timeout",
         "timeout_s",
-        type=click.FloatRange(min=0, min_open=True),
+        type=click.FloatRange(min=0, min_open=True, max=DEADLINE_S_MAX),
         metavar="SECONDS",
         help="Time limit of one call.",
     )
