@@ -1,3 +1,52 @@
-"""facegrid: a distributed index of face templates that can be held to account."""
+"""facegrid: a distributed index of face templates that can be held to account.
+
+    import facegrid
+
+    client = facegrid.Client("127.0.0.1:7400")
+    token = client.enrol("staff", template_ids=ids, subject_ids=subjects, vectors=x)
+    lists = client.identify("staff", probes, k=10, after=token)
+
+Every error raised derives from FacegridError; `facegrid.errors` draws the tree.
+"""
+
+from facegrid.client import AsyncClient, Client, EnrolBatch, Erasure, Template
+from facegrid.errors import (
+    ConflictError,
+    CorruptError,
+    DeadlineError,
+    FacegridError,
+    FencedError,
+    InvalidError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
+from facegrid.model import Candidate, CandidateList, Coverage, Gallery, HashRange, Token
+from facegrid.rpc.channel import TlsFiles
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "Candidate",
+    "CandidateList",
+    "Client",
+    "ConflictError",
+    "CorruptError",
+    "Coverage",
+    "DeadlineError",
+    "EnrolBatch",
+    "Erasure",
+    "FacegridError",
+    "FencedError",
+    "Gallery",
+    "HashRange",
+    "InvalidError",
+    "NotFoundError",
+    "OverloadedError",
+    "Template",
+    "TlsFiles",
+    "Token",
+    "UnavailableError",
+    "__version__",
+]

@@ -1,0 +1,7 @@
+"""The Python client: AsyncClient, and Client, a blocking face over it."""
+
+from facegrid.client.aio import AsyncClient
+from facegrid.client.blocking import Client
+from facegrid.client.values import EnrolBatch, Erasure, Template
+
+__all__ = ["AsyncClient", "Client", "EnrolBatch", "Erasure", "Template"]

@@ -1,0 +1,364 @@
+"""The client for programs that run an event loop."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from typing import Final, Self
+
+from facegrid import ids, limits, wire
+from facegrid.api.v1 import (
+    enrolment_service_pb2,
+    gallery_service_pb2,
+    identification_service_pb2,
+    types_pb2,
+)
+from facegrid.api.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
+from facegrid.api.v1.gallery_service_pb2_grpc import GalleryServiceStub
+from facegrid.api.v1.identification_service_pb2_grpc import IdentificationServiceStub
+from facegrid.client import checks
+from facegrid.client.ambient import Ambient
+from facegrid.client.caller import Caller
+from facegrid.client.stream import EnrolSession
+from facegrid.client.values import EnrolBatch, Erasure, Matrix, Template
+from facegrid.errors import InvalidError
+from facegrid.model import Candidate, CandidateList, Gallery, Token
+from facegrid.rpc.channel import TlsFiles
+
+TRAIN_S: Final = 600.0
+
+
+class AsyncClient:
+    """Speaks to one or several routers of a cluster.
+
+    Every call is made again, with the same request id and at the next router, while the error is
+    UnavailableError, FencedError or OverloadedError and `timeout_s` is not over. Every method may
+    raise any FacegridError. Use it from one event loop; it connects when first used.
+
+    Args:
+        target: host:port of a router, or several.
+        timeout_s: how long each call may take, with all its attempts.
+        tls: PEM files, where the routers want TLS.
+        ambient: time, chance and names, for tests.
+    """
+
+    def __init__(
+        self,
+        target: str | Sequence[str],
+        *,
+        timeout_s: float = 30.0,
+        tls: TlsFiles | None = None,
+        ambient: Ambient | None = None,
+    ) -> None:
+        if not 0 < timeout_s <= limits.DEADLINE_S_MAX:
+            raise InvalidError(
+                f"timeout_s must be above 0 to {limits.DEADLINE_S_MAX} timeout_s={timeout_s}",
+                reason="OUT_OF_BOUNDS",
+                field="timeout_s",
+            )
+        self._timeout_s = timeout_s
+        self._caller = Caller(target, tls=tls, ambient=ambient or Ambient())
+
+    async def create_gallery(
+        self,
+        name: str,
+        *,
+        dim: int,
+        extractor: str,
+        shards: int = 1,
+        replicas: int = 1,
+        train_at: int | None = None,
+    ) -> Gallery:
+        """Create a gallery and return it once its shards accept writes.
+
+        Args:
+            name: ^[a-z0-9][a-z0-9_-]{0,62}$
+            dim: components per template, a multiple of 4, 8 to 1,024.
+            extractor: what makes the templates, for instance "arcface-r100@1".
+            shards: parts that the gallery is cut into.
+            replicas: copies of each part, on different nodes.
+            train_at: number of templates at which the index trains by itself; 0: never; not given:
+                the service's default.
+
+        Raises:
+            ConflictError: the name is taken with other settings.
+        """
+        request = gallery_service_pb2.CreateGalleryRequest(
+            name=ids.check_gallery_name(name),
+            dim=checks.check_count(dim, field="dim"),
+            extractor=extractor,
+            shards_count=checks.check_count(shards, field="shards"),
+            replicas_count=checks.check_count(replicas, field="replicas"),
+            train_at_templates_count=train_at,
+        )
+        response = await self._caller.call(
+            lambda channel: GalleryServiceStub(channel).CreateGallery,
+            request,
+            timeout_s=self._timeout_s,
+        )
+        return wire.from_wire_gallery(response.gallery)
+
+    async def get_gallery(self, name: str) -> Gallery:
+        """Return a gallery with its present number of templates."""
+        response = await self._caller.call(
+            lambda channel: GalleryServiceStub(channel).GetGallery,
+            gallery_service_pb2.GetGalleryRequest(name=ids.check_gallery_name(name)),
+            timeout_s=self._timeout_s,
+        )
+        return wire.from_wire_gallery(response.gallery)
+
+    async def list_galleries(self) -> list[Gallery]:
+        """Return all galleries by name; their templates are not counted."""
+        response = await self._caller.call(
+            lambda channel: GalleryServiceStub(channel).ListGalleries,
+            gallery_service_pb2.ListGalleriesRequest(),
+            timeout_s=self._timeout_s,
+        )
+        return [wire.from_wire_gallery(gallery) for gallery in response.galleries]
+
+    async def drop_gallery(self, name: str) -> None:
+        """Drop a gallery with all its templates. Cannot be undone.
+
+        Raises:
+            NotFoundError: there is none; also when an attempt before, whose answer was lost,
+                dropped it.
+        """
+        await self._caller.call(
+            lambda channel: GalleryServiceStub(channel).DropGallery,
+            gallery_service_pb2.DropGalleryRequest(name=ids.check_gallery_name(name)),
+            timeout_s=self._timeout_s,
+        )
+
+    async def train(self, name: str, *, timeout_s: float = TRAIN_S) -> Gallery:
+        """Train the gallery's index and return once every shard searches with it."""
+        response = await self._caller.call(
+            lambda channel: GalleryServiceStub(channel).TrainGallery,
+            gallery_service_pb2.TrainGalleryRequest(name=ids.check_gallery_name(name)),
+            timeout_s=timeout_s,
+        )
+        return wire.from_wire_gallery(response.gallery)
+
+    async def enrol(
+        self,
+        gallery: str,
+        *,
+        template_ids: Sequence[str],
+        subject_ids: Sequence[str],
+        vectors: Matrix,
+        request_id: str | None = None,
+    ) -> Token:
+        """Enrol rows; returns when they are durable and searchable. All of them or none.
+
+        Args:
+            gallery: its name.
+            template_ids: one per row, unique within its subject.
+            subject_ids: one per row.
+            vectors: [rows, dim], norms between 0.5 and 2; at most 4,096 rows.
+            request_id: give one to be able to repeat the call, even from another process, with the
+                effect of once.
+
+        Raises:
+            InvalidError: a row is malformed; `row` says which.
+            ConflictError: a subject has the template already, with another vector.
+        """
+        rows = checks.checked_rows(template_ids, subject_ids, vectors)
+        if len(rows) > limits.ENROL_ROWS_MAX:
+            raise InvalidError(
+                f"too many rows for one enrol, use enrol_stream rows={len(rows)}"
+                f" limit={limits.ENROL_ROWS_MAX}",
+                reason="ROWS_COUNT",
+                field="vectors",
+                limit=limits.ENROL_ROWS_MAX,
+            )
+        request = enrolment_service_pb2.EnrolRequest(
+            gallery=ids.check_gallery_name(gallery),
+            request_id=self._request_id(request_id),
+            template_ids=rows.template_ids,
+            subject_ids=rows.subject_ids,
+            vectors=wire.to_wire_vectors(rows.vectors),
+        )
+        response = await self._caller.call(
+            lambda channel: EnrolmentServiceStub(channel).Enrol, request, timeout_s=self._timeout_s
+        )
+        return wire.from_wire_token(response.token)
+
+    async def enrol_stream(
+        self,
+        gallery: str,
+        batches: Iterable[EnrolBatch] | AsyncIterable[EnrolBatch],
+        *,
+        on_ack: Callable[[int], object] | None = None,
+    ) -> Token:
+        """Enrol many rows with back-pressure; returns when all are durable and searchable.
+
+        Batches of more than 1,024 rows are sent in parts. When the connection breaks it goes on
+        from the first batch not acknowledged. `timeout_s` of the client bounds the wait for an
+        acknowledgement, not the whole stream.
+
+        Args:
+            gallery: its name.
+            batches: read as fast as the service writes. A plain iterable runs in the event loop.
+            on_ack: called with the number of rows acknowledged so far, for progress bars.
+
+        Raises:
+            InvalidError: a row was refused; facts name the batch (0-based) and the row in it.
+                Batches before it stay enrolled.
+        """
+        session = self.open_session(gallery)
+        told = 0
+        try:
+            async for batch in _each(batches):
+                acked = await session.send(batch)
+                if on_ack is not None and acked > told:
+                    on_ack(acked)
+                told = acked
+            while (acked_now := await session.step()) is not None:
+                if on_ack is not None:
+                    on_ack(acked_now)
+        finally:
+            session.close()
+        return session.token
+
+    def open_session(self, gallery: str) -> EnrolSession:
+        """Return what `enrol_stream` drives, for those who push batches instead."""
+        name = ids.check_gallery_name(gallery)
+        return EnrolSession(self._caller, name, timeout_s=self._timeout_s)
+
+    async def get_template(
+        self,
+        gallery: str,
+        template_id: str,
+        *,
+        subject_id: str | None = None,
+        after: Token | None = None,
+    ) -> Template:
+        """Return one stored template, rounded as it is stored.
+
+        Raises:
+            InvalidError: several subjects have a template of this id (TEMPLATE_AMBIGUOUS).
+        """
+        response = await self._caller.call(
+            lambda channel: EnrolmentServiceStub(channel).GetTemplate,
+            enrolment_service_pb2.GetTemplateRequest(
+                gallery=ids.check_gallery_name(gallery),
+                template_id=checks.checked_ids([template_id], field="template_id")[0],
+                subject_id=_optional_id(subject_id),
+                after=_after(after),
+            ),
+            timeout_s=self._timeout_s,
+        )
+        vector = wire.from_wire_vectors(response.vector, dim=response.vector.dim, field="vector")
+        return Template(response.template_id, response.subject_id, vector[0])
+
+    async def erase(
+        self,
+        gallery: str,
+        *,
+        template_ids: Sequence[str] = (),
+        subject_ids: Sequence[str] = (),
+        request_id: str | None = None,
+    ) -> Erasure:
+        """Erase templates, or subjects with all their templates.
+
+        Once it returns no answer contains them. Erasing what is not there counts nothing.
+        """
+        request = enrolment_service_pb2.EraseRequest(
+            gallery=ids.check_gallery_name(gallery),
+            request_id=self._request_id(request_id),
+            template_ids=checks.checked_ids(template_ids, field="template_ids"),
+            subject_ids=checks.checked_ids(subject_ids, field="subject_ids"),
+        )
+        checks.check_erase(request.template_ids, request.subject_ids)
+        response = await self._caller.call(
+            lambda channel: EnrolmentServiceStub(channel).Erase, request, timeout_s=self._timeout_s
+        )
+        return Erasure(wire.from_wire_token(response.token), response.erased_templates_count)
+
+    async def identify(
+        self,
+        gallery: str,
+        probes: Matrix,
+        *,
+        k: int = 10,
+        threshold: float | None = None,
+        coverage_min: float | None = None,
+        after: Token | None = None,
+    ) -> list[CandidateList]:
+        """Return for every probe the subjects that resemble it most.
+
+        Args:
+            gallery: its name.
+            probes: [probes, dim], at most 1,024, or one probe as [dim].
+            k: longest list wanted, 1 to 2,048.
+            threshold: candidates with a lower score are left out.
+            coverage_min: least share of the gallery that must have been searched; not given: all.
+            after: what a write returned, to see at least that.
+
+        Raises:
+            InvalidError: a probe is malformed; `row` says which.
+            UnavailableError: too little of the gallery could be searched (COVERAGE_TOO_LOW).
+        """
+        checks.check_identify(k, threshold, coverage_min)
+        response = await self._caller.call(
+            lambda channel: IdentificationServiceStub(channel).Identify,
+            identification_service_pb2.IdentifyRequest(
+                gallery=ids.check_gallery_name(gallery),
+                probes=wire.to_wire_vectors(checks.checked_probes(probes)),
+                k=k,
+                threshold=threshold,
+                coverage_min=coverage_min,
+                after=_after(after),
+            ),
+            timeout_s=self._timeout_s,
+        )
+        coverage = wire.from_wire_coverage(response.coverage)
+        return [wire.from_wire_candidate_list(answer, coverage) for answer in response.lists]
+
+    async def verify(
+        self, gallery: str, subject_id: str, probe: Matrix, *, after: Token | None = None
+    ) -> Candidate:
+        """Return the score of a probe, [dim] or [1, dim], against a subject's best template."""
+        response = await self._caller.call(
+            lambda channel: IdentificationServiceStub(channel).Verify,
+            identification_service_pb2.VerifyRequest(
+                gallery=ids.check_gallery_name(gallery),
+                subject_id=checks.checked_ids([subject_id], field="subject_id")[0],
+                probe=wire.to_wire_vectors(checks.checked_probe(probe)),
+                after=_after(after),
+            ),
+            timeout_s=self._timeout_s,
+        )
+        return Candidate(subject_id, response.template_id, response.score, rank=1)
+
+    async def aclose(self) -> None:
+        """Close the connections; calls in flight end as UnavailableError. Idempotent."""
+        await self._caller.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc_info: object) -> None:
+        await self.aclose()
+
+    def _request_id(self, given: str | None) -> str:
+        request_id = self._caller.ambient.new_request_id() if given is None else given
+        ids.check_request_id(request_id)
+        return request_id
+
+
+def _optional_id(subject_id: str | None) -> str:
+    if subject_id is None:
+        return ""
+    return checks.checked_ids([subject_id], field="subject_id")[0]
+
+
+def _after(token: Token | None) -> types_pb2.Token | None:
+    return None if token is None else wire.to_wire_token(token)
+
+
+async def _each(
+    batches: Iterable[EnrolBatch] | AsyncIterable[EnrolBatch],
+) -> AsyncIterator[EnrolBatch]:
+    if isinstance(batches, AsyncIterable):
+        async for batch in batches:
+            yield batch
+    else:
+        for batch in batches:
+            yield batch

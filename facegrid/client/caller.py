@@ -1,0 +1,139 @@
+"""Calls that are made again, at another target, until they succeed or their time is over."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import grpc.aio
+
+from facegrid.client.ambient import Ambient
+from facegrid.errors import (
+    DeadlineError,
+    FacegridError,
+    FencedError,
+    InvalidError,
+    OverloadedError,
+    UnavailableError,
+)
+from facegrid.retry import Backoff
+from facegrid.rpc.call import call
+from facegrid.rpc.channel import TlsFiles
+from facegrid.rpc.pool import ChannelPool
+
+if TYPE_CHECKING:
+    from grpc.aio import UnaryUnaryMultiCallable
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+RETRY_FIRST_S: Final = 0.05
+RETRY_FACTOR: Final = 2.0
+RETRY_LIMIT_S: Final = 2.0
+
+CLOSED: Final = "CLOSED"
+
+
+def closed_error() -> UnavailableError:
+    """Return what a closed client answers."""
+    return UnavailableError("the client is closed", reason=CLOSED)
+
+
+def may_succeed_later(error: FacegridError) -> bool:
+    """Tell whether the same request, sent again with the same id, may succeed."""
+    if isinstance(error, DeadlineError) or error.reason == CLOSED:
+        return False
+    return isinstance(error, UnavailableError | FencedError | OverloadedError)
+
+
+class Caller:
+    """Holds the channels to the targets and knows which one answered last."""
+
+    def __init__(
+        self, target: str | Sequence[str], *, tls: TlsFiles | None, ambient: Ambient
+    ) -> None:
+        self._targets = (target,) if isinstance(target, str) else tuple(target)
+        if not self._targets or not all(self._targets):
+            raise InvalidError("no target given", reason="TARGET_MALFORMED", field="target")
+        self._present = 0
+        self._pool = ChannelPool(tls)
+        self._closed = False
+        self.ambient = ambient
+
+    def target(self) -> str:
+        """Return the target to ask now."""
+        return self._targets[self._present]
+
+    def channel(self, target: str) -> grpc.aio.Channel:
+        """Return the channel to a target, or raise UnavailableError after closing."""
+        if self._closed:
+            raise closed_error()
+        return self._pool.get(target)
+
+    def leave(self, target: str) -> None:
+        """Ask the next target from now on, if others have not moved on already."""
+        if target == self.target():
+            self._present = (self._present + 1) % len(self._targets)
+
+    def delays(self) -> Iterator[float]:
+        """Return the delays between attempts."""
+        return iter(Backoff(RETRY_FIRST_S, RETRY_FACTOR, RETRY_LIMIT_S, self.ambient.rng))
+
+    async def call(
+        self,
+        method_of: "Callable[[grpc.aio.Channel], UnaryUnaryMultiCallable[Request, Response]]",
+        request: Request,
+        *,
+        timeout_s: float,
+    ) -> Response:
+        """Return the answer to a request, made again while that may help.
+
+        Raises:
+            FacegridError: the last one met. When the time is over that is what kept the call from
+                succeeding, and DeadlineError only if nothing else was heard.
+        """
+        clock = self.ambient.clock
+        deadline_s = clock.now_s() + timeout_s
+        heard: FacegridError | None = None
+        for delay_s in self.delays():
+            target = self.target()
+            try:
+                method = method_of(self.channel(target))
+                return await self._attempt(method, request, deadline_s - clock.now_s())
+            except DeadlineError as error:
+                raise heard or error from error
+            except FacegridError as error:
+                if not may_succeed_later(error) or clock.now_s() + delay_s >= deadline_s:
+                    raise
+                heard = error
+                self.leave(target)
+            await clock.sleep(delay_s)
+        raise AssertionError("delays do not end")
+
+    async def _attempt(
+        self,
+        method: "UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        timeout_s: float,
+    ) -> Response:
+        with self.telling_closed():
+            return await call(method, request, timeout_s=timeout_s)
+
+    @contextmanager
+    def telling_closed(self) -> Iterator[None]:
+        """Raise UnavailableError (CLOSED) where closing the channels cancels the calls inside.
+
+        Only the caller's own cancellation passes as one.
+        """
+        try:
+            yield
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and task is not None and not task.cancelling():
+                raise closed_error() from None
+            raise
+
+    async def aclose(self) -> None:
+        """Close the channels; calls in flight end as UnavailableError. Idempotent."""
+        self._closed = True
+        await self._pool.aclose()

@@ -1,0 +1,260 @@
+"""One stream of enrolments, kept going over failures.
+
+Requests that are sent and not yet acknowledged are kept, at most WINDOW of them. When the stream
+breaks, the next one begins with these, under the same request ids, so each has the effect of once.
+
+Nothing runs in the background: `send` writes, and reads one acknowledgement first when the window
+is full; `finish` reads the rest. gRPC's flow control does the waiting.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import grpc.aio
+
+from facegrid import wire
+from facegrid.api.v1.enrolment_service_pb2 import EnrolRequest, EnrolResponse
+from facegrid.api.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
+from facegrid.client.caller import Caller, may_succeed_later
+from facegrid.client.checks import Rows, checked_rows
+from facegrid.client.values import EnrolBatch
+from facegrid.errors import DeadlineError, FacegridError, InvalidError, UnavailableError
+from facegrid.ids import check_request_id
+from facegrid.model import Token
+from facegrid.rpc.status import from_grpc
+
+if TYPE_CHECKING:
+    from grpc.aio import StreamStreamCall
+
+    Stream = StreamStreamCall[EnrolRequest, EnrolResponse]
+
+REQUEST_ROWS_MAX: Final = 1024
+"""Rows per request: 2 MiB at 512 dimensions, large enough to be quick, small enough to flow."""
+WINDOW: Final = 16
+STREAM_S_MAX: Final = 1800.0
+"""A stream is given this long; a longer load goes on in the next one."""
+GOODBYE_S_MAX: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A request not yet acknowledged, and where its rows stand in what the caller gave."""
+
+    request: EnrolRequest
+    batch: int
+    first_row: int
+
+
+class EnrolSession:
+    """Sends batches to one gallery. Not for several tasks at once.
+
+    `timeout_s` bounds how long the session may go without an acknowledgement that it waits for.
+    """
+
+    def __init__(self, caller: Caller, gallery: str, *, timeout_s: float) -> None:
+        self._caller = caller
+        self._gallery = gallery
+        self._timeout_s = timeout_s
+        self._pending: deque[_Pending] = deque()
+        self._written_count = 0
+        self._batches_count = 0
+        self._finishing = False
+        self._stream: Stream | None = None
+        self._responses: AsyncIterator[EnrolResponse] | None = None
+        self._target = ""
+        self.token = Token()
+        self.acked_rows = 0
+
+    async def send(self, batch: EnrolBatch) -> int:
+        """Check and send a batch; return the number of rows acknowledged so far.
+
+        Raises:
+            InvalidError: a row of this batch or of an earlier one was refused. Facts name the
+                batch (0-based) and the row in it. What was acknowledged before stays enrolled.
+        """
+        for pending in self._cut(batch):
+            while len(self._pending) >= WINDOW:
+                await self._persist(self._acknowledge)
+            self._pending.append(pending)
+            await self._persist(self._write)
+        return self.acked_rows
+
+    async def step(self) -> int | None:
+        """After the last batch: wait for an acknowledgement; return the rows, at the end None."""
+        self._finishing = True
+        if self._pending:
+            await self._persist(self._acknowledge)
+            return self.acked_rows
+        await self._conclude()
+        return None
+
+    def close(self) -> None:
+        """End the stream; what was not acknowledged may or may not be enrolled."""
+        self._drop()
+
+    async def _conclude(self) -> None:
+        """Let the service see an orderly end. Everything is acknowledged: errors do not matter."""
+        if self._stream is None or self._responses is None:
+            return
+        with suppress(TimeoutError, grpc.aio.AioRpcError):
+            async with asyncio.timeout(GOODBYE_S_MAX):
+                await self._stream.done_writing()
+                await anext(self._responses, None)
+
+    def _cut(self, batch: EnrolBatch) -> list[_Pending]:
+        number = self._batches_count
+        self._batches_count += 1
+        try:
+            rows = checked_rows(batch.template_ids, batch.subject_ids, batch.vectors)
+            firsts = range(0, len(rows), REQUEST_ROWS_MAX)
+            return [
+                _Pending(
+                    self._request(
+                        rows.part(first, first + REQUEST_ROWS_MAX),
+                        self._request_id(batch, part, len(firsts)),
+                    ),
+                    number,
+                    first,
+                )
+                for part, first in enumerate(firsts)
+            ]
+        except InvalidError as error:
+            raise _placed(error, number, 0) from error
+
+    def _request_id(self, batch: EnrolBatch, part: int, parts_count: int) -> str:
+        if batch.request_id is None:
+            return self._caller.ambient.new_request_id()
+        request_id = batch.request_id if parts_count == 1 else f"{batch.request_id}/{part}"
+        check_request_id(request_id)
+        return request_id
+
+    def _request(self, rows: Rows, request_id: str) -> EnrolRequest:
+        return EnrolRequest(
+            gallery=self._gallery,
+            request_id=request_id,
+            template_ids=rows.template_ids,
+            subject_ids=rows.subject_ids,
+            vectors=wire.to_wire_vectors(rows.vectors),
+        )
+
+    async def _persist(self, action: "Callable[[Stream], Awaitable[None]]") -> None:
+        """Carry out one action on a living stream, reconnecting while that may help."""
+        clock = self._caller.ambient.clock
+        deadline_s = clock.now_s() + self._timeout_s
+        for delay_s in self._caller.delays():
+            error = await self._tried(action, deadline_s - clock.now_s())
+            if error is None:
+                return
+            self._drop()
+            if isinstance(error, InvalidError):
+                await self._replay(deadline_s)
+            # The time of the stream or of a call behind it may be over before the caller's is.
+            hopeful = may_succeed_later(error) or isinstance(error, DeadlineError)
+            if not hopeful or clock.now_s() + delay_s >= deadline_s:
+                raise error
+            self._caller.leave(self._target)
+            await clock.sleep(delay_s)
+
+    async def _tried(
+        self, action: "Callable[[Stream], Awaitable[None]]", timeout_s: float
+    ) -> FacegridError | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                with self._caller.telling_closed():
+                    await action(self._opened())
+        except TimeoutError:
+            return DeadlineError(f"no acknowledgement came timeout_s={self._timeout_s}")
+        except grpc.aio.AioRpcError as error:
+            return from_grpc(error)
+        except asyncio.InvalidStateError:  # writing to a stream that ended meanwhile
+            return await self._ending()
+        except FacegridError as error:
+            return error
+        return None
+
+    def _opened(self) -> "Stream":
+        if self._stream is None:
+            self._target = self._caller.target()
+            stub = EnrolmentServiceStub(self._caller.channel(self._target))
+            self._stream = stub.EnrolStream(timeout=STREAM_S_MAX)
+            self._responses = aiter(self._stream)
+            self._written_count = 0
+        return self._stream
+
+    def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
+        self._stream = self._responses = None
+
+    async def _write(self, stream: "Stream") -> None:
+        """Write what this stream has not seen yet."""
+        while self._written_count < len(self._pending):
+            await stream.write(self._pending[self._written_count].request)
+            self._written_count += 1
+        if self._finishing:
+            await stream.done_writing()
+
+    async def _acknowledge(self, stream: "Stream") -> None:
+        await self._write(stream)
+        assert self._responses is not None, "opened together with the stream"
+        try:
+            response = await anext(self._responses)
+        except StopAsyncIteration:
+            raise UnavailableError("the stream ended early", reason="TRANSPORT") from None
+        self._written_count -= 1
+        self._take(response)
+
+    def _take(self, response: EnrolResponse) -> None:
+        done = self._pending.popleft()
+        self.token |= wire.from_wire_token(response.token)
+        self.acked_rows += len(done.request.template_ids)
+
+    async def _ending(self) -> FacegridError:
+        stream = self._stream
+        assert stream is not None, "only a stream can end"
+        code = await stream.code()
+        if code is grpc.StatusCode.OK:
+            return UnavailableError("the stream ended early", reason="TRANSPORT")
+        return from_grpc(
+            grpc.aio.AioRpcError(
+                code,
+                await stream.initial_metadata(),
+                await stream.trailing_metadata(),
+                await stream.details(),
+            )
+        )
+
+    async def _replay(self, deadline_s: float) -> None:
+        """Find out which request was refused: gRPC may lose answers that came before the error.
+
+        Every request has its id, so sending those in doubt again, one by one, does what was done
+        and no more, and the refused one is refused again, with its row.
+        """
+        clock = self._caller.ambient.clock
+        while self._pending:
+            pending = self._pending[0]
+            try:
+                response = await self._caller.call(
+                    lambda channel: EnrolmentServiceStub(channel).Enrol,
+                    pending.request,
+                    timeout_s=deadline_s - clock.now_s(),
+                )
+            except InvalidError as error:
+                raise _placed(error, pending.batch, pending.first_row) from error
+            self._take(response)
+
+
+def _placed(error: InvalidError, batch: int, first_row: int) -> InvalidError:
+    """Return the error with the batch, and the row in it, that the caller knows."""
+    facts: dict[str, object] = dict(error.facts)
+    message = f"{error.message} batch={batch}"
+    if error.row is not None:
+        facts["row"] = error.row + first_row
+        message += f" batch_row={facts['row']}"
+    facts["batch"] = batch
+    return type(error)(message, reason=error.reason, **facts)
