@@ -21,7 +21,7 @@ NO_THRESHOLD: Final = -2.0
 """Below every score: nothing is left out."""
 
 _COLUMN_BITS: Final = 31
-_SIGN: Final = np.uint32(0x8000_0000)
+_MAGNITUDE: Final = np.int32(0x7FFF_FFFF)
 _PAD: Final = np.iinfo(np.int64).max
 """Sorts behind every real candidate: no finite score has this key."""
 
@@ -125,9 +125,12 @@ class _Table:
 
 
 def _key_of(scores: Float32) -> Int64:
-    """Return integers, 0 to 2**32 - 1, that rise as scores fall and are equal where they are."""
-    bits = (scores + np.float32(0.0)).view(np.uint32)  # adding 0 makes -0.0 and 0.0 one
-    rising = np.where(bits & _SIGN, ~bits, bits | _SIGN)
+    """Return integers of 32 bits that rise as scores fall and are equal where those are.
+
+    The bits of floats order like integers once the magnitude of negative ones is turned round.
+    """
+    bits = (scores + np.float32(0.0)).view(np.int32)  # adding 0 makes -0.0 and 0.0 one
+    rising = bits ^ ((bits >> 31) & _MAGNITUDE)
     return (~rising).astype(np.int64)
 
 

@@ -1,0 +1,190 @@
+"""Reads of single shards: one subject compared, one template returned."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from facegrid import vectors
+from facegrid.api.shard.v1 import shard_service_pb2 as shard_pb2
+from facegrid.api.v1 import types_pb2
+from facegrid.clock import Clock
+from facegrid.errors import (
+    CorruptError,
+    FacegridError,
+    FencedError,
+    InvalidError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
+from facegrid.ids import NodeId
+from facegrid.model import ShardAssignment, Token
+from router.dispatch.blame import blamed
+from router.dispatch.positions import demanded
+from router.dispatch.scatter import REFRESH_S_MAX, REFRESH_SHARE
+from router.dispatch.time_left import time_for_node_s
+from router.dispatch.together import all_of
+from router.plan import fanout
+from router.topology.pool import NodePool, Pick
+from router.topology.snapshot import ServedGallery
+from router.topology.watcher import Watcher
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+AGAIN = (UnavailableError, FencedError, OverloadedError)
+"""What another replica, or the same one a moment later, may do better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The score of a probe with the template of a subject that resembles it most."""
+
+    score: float
+    template_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTemplate:
+    """One template; the vector is float32 [1, dim] of norm 1."""
+
+    template_id: str
+    subject_id: str
+    vector: vectors.Float32
+
+
+class Reader:
+    """Reads from whichever replica does best.
+
+    Args:
+        watcher: holds the topology.
+        pool: reaches the nodes.
+        clock: for what is left of deadlines.
+    """
+
+    def __init__(self, watcher: Watcher, pool: NodePool, clock: Clock) -> None:
+        self._watcher = watcher
+        self._pool = pool
+        self._clock = clock
+        self._turn = 0
+
+    async def verify(
+        self,
+        served: ServedGallery,
+        subject_id: str,
+        *,
+        probe: types_pb2.Vectors,
+        after: Token,
+        deadline_s: float,
+    ) -> Verified:
+        """Return how much a checked probe resembles a subject.
+
+        Raises:
+            NotFoundError: there is no such subject (SUBJECT_UNKNOWN).
+        """
+        shard = fanout.shard_of(served.shard_map, subject_id)
+        request = shard_pb2.CompareRequest(
+            shard_id=shard.shard_id,
+            subject_id=subject_id,
+            probe=probe,
+            position_min=demanded(after, served.shard_map).get(shard.shard_id, 0),
+        )
+        response = await self._read(shard, lambda stub: stub.Compare, request, deadline_s)
+        return Verified(response.score, response.template_id)
+
+    async def get(
+        self,
+        served: ServedGallery,
+        template_id: str,
+        *,
+        subject_id: str,
+        after: Token,
+        deadline_s: float,
+    ) -> StoredTemplate:
+        """Return one template; without a subject it is looked for in all shards.
+
+        Raises:
+            NotFoundError: there is no such template (TEMPLATE_UNKNOWN).
+            InvalidError: several subjects have one of this id (TEMPLATE_AMBIGUOUS).
+        """
+        shard_map = served.shard_map
+        least = demanded(after, shard_map)
+        shards = [fanout.shard_of(shard_map, subject_id)] if subject_id else shard_map.shards
+
+        async def one(shard: ShardAssignment) -> shard_pb2.StoredRows:
+            request = shard_pb2.GetRequest(
+                shard_id=shard.shard_id,
+                template_id=template_id,
+                subject_id=subject_id,
+                position_min=least.get(shard.shard_id, 0),
+            )
+            response = await self._read(shard, lambda stub: stub.Get, request, deadline_s)
+            return response.rows
+
+        answers = await all_of([one(shard) for shard in shards])
+        return _only([rows for rows in answers if rows.subject_ids], served.gallery.dim)
+
+    async def _read(
+        self,
+        shard: ShardAssignment,
+        pick: Pick[Request, Response],
+        request: Request,
+        deadline_s: float,
+    ) -> Response:
+        """Ask one replica, and if it cannot, once more another one, or the same a little later."""
+        self._turn += 1
+        node_id = fanout.choose_node(shard.node_ids, loads=self._pool.loads(), turn=self._turn)
+        try:
+            return await self._ask(shard, node_id, pick, request, deadline_s)
+        except AGAIN:
+            others = [other for other in shard.node_ids if other != node_id]
+            left_s = time_for_node_s(deadline_s, self._clock)
+            if left_s <= 0:
+                raise
+            if not others:
+                wait_s = min(REFRESH_S_MAX, left_s * REFRESH_SHARE)
+                await self._watcher.changed(self._watcher.topology, timeout_s=wait_s)
+        loads = self._pool.loads()
+        node_id = fanout.choose_node(others or shard.node_ids, loads=loads, turn=self._turn)
+        return await self._ask(shard, node_id, pick, request, deadline_s)
+
+    async def _ask(
+        self,
+        shard: ShardAssignment,
+        node_id: NodeId,
+        pick: Pick[Request, Response],
+        request: Request,
+        deadline_s: float,
+    ) -> Response:
+        try:
+            return await self._pool.call(
+                self._watcher.topology,
+                node_id,
+                pick,
+                request,
+                timeout_s=time_for_node_s(deadline_s, self._clock),
+            )
+        except FacegridError as error:
+            raise blamed(error, shard.shard_id, node_id) from error
+
+
+def _only(found: list[shard_pb2.StoredRows], dim: int) -> StoredTemplate:
+    count = sum(len(rows.subject_ids) for rows in found)
+    if count == 0:
+        raise NotFoundError("there is no such template", reason="TEMPLATE_UNKNOWN")
+    if count > 1:
+        raise InvalidError(
+            f"several subjects have a template of this id: name the subject subjects={count}",
+            reason="TEMPLATE_AMBIGUOUS",
+            field="subject_id",
+        )
+    rows = found[0]
+    if len(rows.codes) != dim:
+        raise CorruptError(
+            f"stored row has the wrong length bytes={len(rows.codes)} dim={dim}",
+            reason="ANSWER_MALFORMED",
+        )
+    codes = np.frombuffer(rows.codes, np.int8).reshape(1, dim)
+    vectors.check_codes(codes)
+    return StoredTemplate(rows.template_ids[0], rows.subject_ids[0], vectors.dequantize(codes))

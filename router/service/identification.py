@@ -1,0 +1,106 @@
+"""facegrid.api.v1.IdentificationService: the one place that answers identify."""
+
+from typing import Any
+
+import grpc.aio
+from typing_extensions import override
+
+from facegrid import limits
+from facegrid.api.v1 import identification_service_pb2 as pb
+from facegrid.api.v1 import types_pb2
+from facegrid.api.v1.identification_service_pb2_grpc import IdentificationServiceServicer
+from facegrid.clock import Clock
+from facegrid.ids import check_gallery_name
+from facegrid.rpc.context import CallContext, call_context
+from facegrid.wire import from_wire_token, to_wire_coverage
+from router.dispatch.coalesce import Coalescer, Share
+from router.dispatch.positions import demanded
+from router.dispatch.reads import Reader
+from router.dispatch.scatter import Question, require_coverage
+from router.service.checks import check_id, check_identify, check_probes_count, probe_bytes
+from router.topology.directory import Directory
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class IdentificationService(IdentificationServiceServicer):
+    """Compares probes with a gallery (1:N) or with one subject (1:1)."""
+
+    def __init__(
+        self, coalescer: Coalescer, reader: Reader, directory: Directory, clock: Clock
+    ) -> None:
+        self._coalescer = coalescer
+        self._reader = reader
+        self._directory = directory
+        self._clock = clock
+
+    @override
+    async def Identify(self, request: pb.IdentifyRequest, context: Context) -> pb.IdentifyResponse:
+        return await self._identify(request, call_context(context, self._clock))
+
+    async def _identify(
+        self, request: pb.IdentifyRequest, call: CallContext
+    ) -> pb.IdentifyResponse:
+        threshold, coverage_min = check_identify(request)
+        name = check_gallery_name(request.gallery)
+        served = await self._directory.find(name, deadline_s=call.deadline_s)
+        dim = served.gallery.dim
+        probes = probe_bytes(request.probes, dim=dim, field="probes")
+        question = Question(
+            gallery=name,
+            probes=probes,
+            rows_count=check_probes_count(
+                probes, dim=dim, count_max=limits.PROBES_MAX, field="probes"
+            ),
+            dim=dim,
+            k=request.k,
+            threshold=threshold,
+            positions=demanded(from_wire_token(request.after), served.shard_map),
+        )
+        share = await self._coalescer.search(question, deadline_s=call.deadline_s)
+        require_coverage(share.answer, coverage_min)
+        return to_wire_answer(share, k=question.k, threshold=threshold)
+
+    @override
+    async def Verify(self, request: pb.VerifyRequest, context: Context) -> pb.VerifyResponse:
+        call = call_context(context, self._clock)
+        check_id(request.subject_id, field="subject_id")
+        name = check_gallery_name(request.gallery)
+        served = await self._directory.find(name, deadline_s=call.deadline_s)
+        dim = served.gallery.dim
+        probe = probe_bytes(request.probe, dim=dim, field="probe")
+        check_probes_count(probe, dim=dim, count_max=1, field="probe")
+        verified = await self._reader.verify(
+            served,
+            request.subject_id,
+            probe=types_pb2.Vectors(data=probe, dim=dim, dtype=types_pb2.DTYPE_FLOAT32),
+            after=from_wire_token(request.after),
+            deadline_s=call.deadline_s,
+        )
+        return pb.VerifyResponse(score=verified.score, template_id=verified.template_id)
+
+
+def to_wire_answer(share: Share, *, k: int, threshold: float) -> pb.IdentifyResponse:
+    """Return a caller's part of a batch, cut to its own k and threshold.
+
+    A message per candidate is what costs here, so columns are read once and fields set in place.
+    """
+    merged = share.answer.merged
+    response = pb.IdentifyResponse(
+        coverage=to_wire_coverage(share.answer.coverage), map_version=share.answer.map_version
+    )
+    first_row = merged.starts[share.first]
+    last_row = merged.starts[share.first + share.rows_count]
+    scores = merged.scores[first_row:last_row].tolist()
+    subject_ids, template_ids = merged.subject_ids, merged.template_ids
+    for probe in range(share.first, share.first + share.rows_count):
+        add = response.lists.add().candidates.add
+        start = merged.starts[probe]
+        for rank in range(1, merged.count(probe, k=k, threshold=threshold) + 1):
+            row = start + rank - 1
+            candidate = add()
+            candidate.subject_id = subject_ids[row]
+            candidate.template_id = template_ids[row]
+            candidate.score = scores[row - first_row]
+            candidate.rank = rank
+    return response

@@ -1,0 +1,65 @@
+"""What a router can be told at its start."""
+
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from facegrid.settings import CommaSeparated, ProcessSettings
+from router.dispatch.coalesce import CoalesceLimits
+
+DEFAULTS: Final = CoalesceLimits()
+
+
+class RouterSettings(ProcessSettings):
+    """Settings of one router. Defaults suit a machine with a few cores."""
+
+    model_config = SettingsConfigDict(env_prefix="FACEGRID_ROUTER_")
+
+    listen: str = Field("127.0.0.1:7400", description="host:port to serve at; port 0: any free")
+    etcd: CommaSeparated = Field(description="host:port of every etcd member")
+    etcd_prefix: str = Field("facegrid/", description="what all keys of this cluster begin with")
+    etcd_timeout_s: float = Field(10.0, gt=0, description="seconds to wait for etcd at the start")
+    state_dir: Path | None = Field(
+        None,
+        description="folder for the last known map, with which a start without etcd serves reads",
+    )
+    grace_s: float = Field(10.0, ge=0, description="seconds that calls may take to end at a stop")
+    coalesce_rows_max: int = Field(
+        DEFAULTS.rows_max, ge=1, le=1024, description="probes in one batch"
+    )
+    coalesce_rows_full: int = Field(
+        DEFAULTS.rows_full,
+        ge=1,
+        description="waiting probes that go out before the batch under way is back",
+    )
+    coalesce_batches_max: int = Field(
+        DEFAULTS.batches_max, ge=1, le=8, description="full batches under way per gallery"
+    )
+    coalesce_wait_ms_min: float = Field(
+        DEFAULTS.wait_s_min * 1000,
+        gt=0,
+        description="shortest wait for a batch under way that takes oddly long",
+    )
+    dev: bool = Field(default=False, description="serve gRPC reflection")
+    log_format: Literal["json", "console"] = Field("console", description="form of the log lines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe log line written"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RouterSettings":
+        if self.coalesce_rows_full > self.coalesce_rows_max:
+            raise ValueError("coalesce_rows_full must not be above coalesce_rows_max")
+        return self
+
+    @property
+    def coalesce(self) -> CoalesceLimits:
+        """How far coalescing goes."""
+        return CoalesceLimits(
+            rows_max=self.coalesce_rows_max,
+            rows_full=self.coalesce_rows_full,
+            batches_max=self.coalesce_batches_max,
+            wait_s_min=self.coalesce_wait_ms_min / 1000,
+        )

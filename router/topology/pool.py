@@ -1,0 +1,145 @@
+"""The nodes as they are called: connections, recent latency, who fails."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from facegrid.api.shard.v1 import shard_service_pb2 as shard_pb2
+from facegrid.api.shard.v1.shard_service_pb2_grpc import ShardServiceStub
+from facegrid.clock import Clock
+from facegrid.errors import DeadlineError, UnavailableError
+from facegrid.ids import NodeId
+from facegrid.rpc.call import call
+from facegrid.rpc.pool import ChannelPool
+from router.plan.fanout import UNKNOWN, NodeLoad
+from router.topology.snapshot import Topology
+
+if TYPE_CHECKING:
+    # The stubs know an asynchronous face of the stub that does not exist at run time.
+    from grpc.aio import UnaryUnaryMultiCallable
+
+    from facegrid.api.shard.v1.shard_service_pb2_grpc import ShardServiceAsyncStub
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Pick = Callable[["ShardServiceAsyncStub"], "UnaryUnaryMultiCallable[Request, Response]"]
+
+FAILING_S: Final = 1.0
+"""How long a node that failed is passed over where another one holds the shard too."""
+LATENCY_WEIGHT: Final = 0.2
+"""Share of the newest call in the recent latency."""
+HUNG_S: Final = 1.0
+"""A node that did not answer in this time fails; with less time given the caller was impatient."""
+
+
+class NodePool:
+    """Calls nodes and remembers how they did.
+
+    Args:
+        channels: connections by address.
+        clock: for latencies.
+    """
+
+    def __init__(self, channels: ChannelPool, clock: Clock) -> None:
+        self._channels = channels
+        self._clock = clock
+        self._stubs: dict[str, ShardServiceAsyncStub] = {}
+        self._loads: dict[NodeId, NodeLoad] = {}
+        self._failed_s: dict[NodeId, float] = {}
+
+    def loads(self) -> Mapping[NodeId, NodeLoad]:
+        """Return what is known of the nodes that were called."""
+        now_s = self._clock.now_s()
+        for node_id, failed_s in list(self._failed_s.items()):
+            if now_s - failed_s >= FAILING_S:
+                del self._failed_s[node_id]
+                load = self._loads[node_id]
+                self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count)
+        return MappingProxyType(self._loads)
+
+    async def call(
+        self,
+        topology: Topology,
+        node_id: NodeId,
+        pick: Pick[Request, Response],
+        request: Request,
+        *,
+        timeout_s: float,
+    ) -> Response:
+        """Return a node's answer.
+
+        Args:
+            topology: says where the node is.
+            node_id: whom to call.
+            pick: chooses the method, for instance `lambda stub: stub.Append`.
+            request: what to send.
+            timeout_s: how long to wait.
+
+        Raises:
+            UnavailableError: the node is not known (NODE_UNKNOWN) or cannot be reached.
+            FacegridError: what the node raised.
+        """
+        address = topology.addresses.get(node_id)
+        if address is None:
+            raise UnavailableError(
+                f"node is not registered node={node_id}", reason="NODE_UNKNOWN", node=node_id
+            )
+        try:
+            return await call(pick(self._stub(address)), request, timeout_s=timeout_s)
+        except UnavailableError as error:
+            error.facts.setdefault("node", node_id)
+            if _is_failure(error, timeout_s):
+                self._fail(node_id)
+                error.message = f"{error.message} node={node_id} address={address}"
+            raise
+
+    async def search(
+        self,
+        topology: Topology,
+        node_id: NodeId,
+        request: shard_pb2.SearchRequest,
+        *,
+        timeout_s: float,
+    ) -> shard_pb2.SearchResponse:
+        """Return a node's answer to a search, and remember how long it took. Raises as `call`."""
+        return await self._timed(
+            node_id,
+            self.call(topology, node_id, lambda stub: stub.Search, request, timeout_s=timeout_s),
+        )
+
+    async def _timed(self, node_id: NodeId, answer: Awaitable[Response]) -> Response:
+        started_s = self._clock.now_s()
+        took_s = None
+        self._count(node_id, 1)
+        try:
+            response = await answer
+            took_s = self._clock.now_s() - started_s
+        finally:
+            self._count(node_id, -1, took_s=took_s)
+        return response
+
+    def _stub(self, address: str) -> "ShardServiceAsyncStub":
+        stub = self._stubs.get(address)
+        if stub is None:
+            stub = self._stubs[address] = ShardServiceStub(self._channels.get(address))
+        return stub
+
+    def _count(self, node_id: NodeId, step: int, *, took_s: float | None = None) -> None:
+        load = self._loads.get(node_id, UNKNOWN)
+        latency_s = load.latency_s
+        if took_s is not None:
+            weight = LATENCY_WEIGHT if latency_s else 1.0
+            latency_s += weight * (took_s - latency_s)
+        self._loads[node_id] = NodeLoad(latency_s, load.calls_count + step, load.failing)
+
+    def _fail(self, node_id: NodeId) -> None:
+        self._failed_s[node_id] = self._clock.now_s()
+        load = self._loads.get(node_id, UNKNOWN)
+        self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count, failing=True)
+
+
+def _is_failure(error: UnavailableError, timeout_s: float) -> bool:
+    """Tell a node that cannot be reached from one that answered that it cannot do something."""
+    if isinstance(error, DeadlineError):
+        return timeout_s >= HUNG_S
+    return error.reason == "TRANSPORT"
