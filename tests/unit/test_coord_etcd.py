@@ -1,0 +1,138 @@
+"""The pure parts of the etcd client: key names, prefixes, messages, command lines."""
+
+from pathlib import Path
+
+import pytest
+
+from facegrid.api.etcd.v3 import etcd_pb2 as pb
+from facegrid.clock import SystemClock
+from facegrid.coord import keys
+from facegrid.coord.etcd import EtcdCoordinator
+from facegrid.coord.port import KeyValue
+from facegrid.coord.watch import KeySpace, prefix_end
+from facegrid.errors import InvalidError
+from facegrid.ids import GalleryName, NodeId, ShardId
+from facegrid.rpc.channel import TlsFiles
+from fgctl.local.etcd import EtcdMember, free_ports, member_argv
+
+
+def test_keys_have_the_agreed_names() -> None:
+    shard = ShardId("staff.1f00aa23.0003")
+
+    assert (
+        keys.node(NodeId("n1"), "boot"),
+        keys.generation(shard),
+        keys.tip(shard),
+        keys.manifest(shard),
+        keys.shard_map(GalleryName("staff")),
+        keys.gallery(GalleryName("staff")),
+        keys.dropped(shard),
+    ) == (
+        "nodes/n1/boot",
+        "gen/staff.1f00aa23.0003",
+        "tip/staff.1f00aa23.0003",
+        "manifest/staff.1f00aa23.0003",
+        "map/staff",
+        "galleries/staff",
+        "dropped/staff.1f00aa23.0003",
+    )
+    assert keys.name_of("tip/staff.1f00aa23.0003", keys.TIPS) == shard
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\nb", "/"])
+def test_a_name_that_would_become_another_key_is_refused(name: str) -> None:
+    with pytest.raises(InvalidError) as caught:
+        keys.node(NodeId(name), "boot")
+
+    assert caught.value.reason == "NAME_MALFORMED"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end"),
+    [(b"map/", b"map0"), (b"a\xff\xff", b"b"), (b"\xff", b"\0"), (b"", b"\0")],
+)
+def test_a_prefix_ends_before_the_first_key_that_does_not_begin_with_it(
+    prefix: bytes, end: bytes
+) -> None:
+    assert prefix_end(prefix) == end
+
+
+def test_the_root_is_put_on_and_taken_off() -> None:
+    space = KeySpace("test/")
+    kv = pb.KeyValue(key=b"test/map/test/", value=b"v", mod_revision=7, lease=3)
+
+    assert space.range_request("map/") == pb.RangeRequest(key=b"test/map/", range_end=b"test/map0")
+    assert space.item(kv) == KeyValue("map/test/", b"v", 7, 3)
+
+
+def test_without_root_and_prefix_everything_is_listed() -> None:
+    assert KeySpace("").range_request("") == pb.RangeRequest(key=b"\0", range_end=b"\0")
+
+
+def test_messages_have_the_bytes_that_etcd_expects() -> None:
+    """Golden bytes by etcd's field numbers: a slip in our declarations would change them."""
+    txn = pb.TxnRequest(
+        compare=[pb.Compare(key=b"k", target=pb.Compare.MOD, mod_revision=5)],
+        success=[
+            pb.RequestOp(request_put=pb.PutRequest(key=b"k", value=b"v", lease=9)),
+            pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=b"d")),
+        ],
+    )
+    watch = pb.WatchRequest(
+        create_request=pb.WatchCreateRequest(key=b"k", range_end=b"l", start_revision=6)
+    )
+    events = pb.WatchResponse(
+        events=[pb.Event(type=pb.Event.DELETE, kv=pb.KeyValue(key=b"k", mod_revision=4))]
+    )
+
+    assert txn.SerializeToString(deterministic=True).hex(" ", 2) == (
+        "0a07 1002 1a01 6b30 0512 0a12 080a 016b 1201 7618 0912 051a 030a 0164"
+    )
+    assert watch.SerializeToString(deterministic=True).hex() == "0a080a016b12016c1806"
+    assert events.SerializeToString(deterministic=True).hex() == "5a09080112050a016b1804"
+
+
+@pytest.mark.parametrize("endpoints", [[], ["localhost"], ["http://localhost:2379"]])
+def test_endpoints_are_host_and_port(endpoints: list[str]) -> None:
+    with pytest.raises(InvalidError) as caught:
+        EtcdCoordinator(endpoints, clock=SystemClock())
+
+    assert caught.value.reason == "ENDPOINT_MALFORMED"
+
+
+def test_free_ports_are_distinct_and_below_those_of_outgoing_connections() -> None:
+    ports = free_ports()
+    taken = [next(ports) for _ in range(8)]
+
+    assert len(set(taken)) == 8
+    assert all(21_000 <= port < 32_000 for port in taken)
+
+
+def test_a_member_is_told_its_folder_its_ports_and_all_members() -> None:
+    members = (EtcdMember("etcd1", "h:1", "h:2"), EtcdMember("etcd2", "h:3", "h:4"))
+    tls = TlsFiles(ca=Path("ca"), cert=Path("cert"), key=Path("key"))
+
+    program, *arguments = member_argv(members[1], members, Path("/d"))
+
+    assert Path(program).name == "etcd"
+    assert arguments == [
+        "--name=etcd2",
+        "--data-dir=/d/etcd2",
+        "--listen-client-urls=http://h:3",
+        "--advertise-client-urls=http://h:3",
+        "--listen-peer-urls=http://h:4",
+        "--initial-advertise-peer-urls=http://h:4",
+        "--initial-cluster=etcd1=http://h:2,etcd2=http://h:4",
+        "--initial-cluster-state=new",
+        "--auto-compaction-mode=revision",
+        "--auto-compaction-retention=10000",
+        "--log-level=warn",
+    ]
+    secured = member_argv(members[1], members, Path("/d"), tls=tls)
+    assert secured[3] == "--listen-client-urls=https://h:3"
+    assert secured[12:] == (
+        "--cert-file=cert",
+        "--key-file=key",
+        "--trusted-ca-file=ca",
+        "--client-cert-auth",
+    )
