@@ -97,6 +97,7 @@ class LocalCluster:
                 is stopped again.
         """
         end_s = self._clock.now_s() + timeout_s
+        self.directory.mkdir(parents=True, exist_ok=True)
         with self._locked(), ExitStack() as undo:
             cluster = self._addressed(self._planned())
             cluster_file.save(self.directory, cluster)
@@ -159,7 +160,8 @@ class LocalCluster:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        if not self.directory.exists():
+            cluster_file.load(self.directory)  # says that there is none
         with (self.directory / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
