@@ -27,7 +27,8 @@ from indexd.replica.codebooks import Codebooks
 from indexd.replica.committer import Committer, CommitterPorts
 from indexd.replica.fence import Claimant
 from indexd.replica.node import Node
-from indexd.replica.replica import NodePorts
+from indexd.replica.shard_copy import NodePorts
+from indexd.replica.spread import Spread
 from indexd.replica.trainer import Trainer, TrainerPorts
 from indexd.replica.view import View
 from indexd.replica.writer import ShardWriter
@@ -77,8 +78,9 @@ class Server:
         trainer = Trainer(trainer_ports, view)
         self._node = Node(ports, committer, trainer, view)
         self._rpc = RpcServer(clock, self._logger, dev=settings.dev)
+        spread = Spread(self._pool, clock, view)
         service = ShardService(
-            ServicePorts(self._claimant, clock, self._search_thread), self._node, trainer
+            ServicePorts(self._claimant, clock, self._search_thread, spread), self._node, trainer
         )
         add_ShardServiceServicer_to_server(service, self._rpc.server)
         self._rpc.publish([SERVICE])

@@ -20,7 +20,7 @@ from facegrid.format.manifest import (
     encode_manifest,
     manifest_name,
 )
-from facegrid.format.segment import Segment, encode_segment, segment_name
+from facegrid.format.segment import Segment, encode_segment, segment_name, segment_rows_max
 from indexd.ann.ivfpq import EncodedRows
 from indexd.engine import digest as digests
 from indexd.engine.requests import RequestMemory
@@ -71,6 +71,10 @@ class CodedRows:
     codebook: str
     rows: EncodedRows
 
+    def part(self, part: slice) -> "CodedRows":
+        """Return some of the rows."""
+        return CodedRows(self.codebook, EncodedRows(self.rows.lists[part], self.rows.codes[part]))
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
@@ -85,7 +89,7 @@ class StoredObject:
 class Flush:
     """The objects of a flush, and what will be persisted once its manifest is committed."""
 
-    segment: StoredObject | None
+    segments: tuple[StoredObject, ...]
     manifest: StoredObject
     persisted: Persisted
     capture: Capture
@@ -116,22 +120,25 @@ def capture(state: ShardState, persisted: Persisted, generation: int) -> Capture
 def build(captured: Capture, coded: CodedRows | None) -> Flush:
     """Return the objects of a flush. For a thread: it encodes and hashes all new rows."""
     state = captured.state
-    segment = None
     stored = [held for held, _ in captured.kept]
     entries = [
         ManifestSegment(sha256=held.sha256, rows_count=len(held.rows), erased=erased)
         for held, erased in captured.kept
     ]
-    if len(captured.new_rows):
+    segments: list[StoredObject] = []
+    step = segment_rows_max(state.dim)
+    for begin in range(0, len(captured.new_rows), step):
+        part = slice(begin, begin + step)
+        rows = captured.new_rows[part]
         segment = _stored(
-            encode_segment(_segment(captured, coded)),
+            encode_segment(_segment(state, rows, None if coded is None else coded.part(part))),
             lambda sha256: segment_name(state.shard_id, sha256),
         )
-        stored.append(StoredSegment(segment.sha256, captured.new_rows))
-        nothing = np.zeros(len(captured.new_rows), np.bool_)
+        segments.append(segment)
+        stored.append(StoredSegment(segment.sha256, rows))
         entries.append(
             ManifestSegment(
-                sha256=segment.sha256, rows_count=len(captured.new_rows), erased=nothing
+                sha256=segment.sha256, rows_count=len(rows), erased=np.zeros(len(rows), np.bool_)
             )
         )
     manifest = Manifest(
@@ -147,7 +154,7 @@ def build(captured: Capture, coded: CodedRows | None) -> Flush:
         templates_count=captured.templates_count,
     )
     return Flush(
-        segment=segment,
+        segments=tuple(segments),
         manifest=_stored(
             encode_manifest(manifest), lambda sha256: manifest_name(state.shard_id, sha256)
         ),
@@ -167,9 +174,8 @@ def coded_rows(captured: Capture) -> CodedRows | None:
     return CodedRows(state.codebook, EncodedRows(encoded.lists[at], encoded.codes[at]))
 
 
-def _segment(captured: Capture, coded: CodedRows | None) -> Segment:
-    """Return the new rows as a segment, with their codes where they have some."""
-    state, rows = captured.state, captured.new_rows
+def _segment(state: ShardState, rows: Int64, coded: CodedRows | None) -> Segment:
+    """Return rows of a state as a segment, with their codes where they have some."""
     numbers: dict[str, int] = {}
     subject_rows = np.empty(len(rows), np.int32)
     for at, row in enumerate(rows.tolist()):

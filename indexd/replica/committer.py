@@ -163,6 +163,10 @@ class Committer:
             await self._store(group)
         except FacegridError as error:
             group.settle_all(error)
+            if error.reason == "STORE_SYNC_FAILED":
+                # The kernel may have dropped what it could not write: only a restart, which reads
+                # everything back, knows what is there.
+                raise
             self._ports.logger.warning(
                 "log object not stored", shard=writer.state.shard_id, reason=error.reason
             )

@@ -12,12 +12,14 @@ from facegrid.errors import (
     NotFoundError,
     UnavailableError,
 )
-from facegrid.format.records import Dropped
+from facegrid.format.records import Dropped, decode_tip
 from facegrid.ids import NodeId, ShardId
 from facegrid.model import Gallery
 from indexd.replica.codebooks import Codebooks
 from indexd.replica.committer import Committer
-from indexd.replica.replica import NodePorts, Phase, Replica
+from indexd.replica.follower import POLL_S, Follower
+from indexd.replica.primary import Primary
+from indexd.replica.shard_copy import NodePorts, Phase, ShardCopy
 from indexd.replica.trainer import Trainer
 from indexd.replica.view import WATCHED, Holding, View
 from indexd.replica.writer import ShardWriter
@@ -34,7 +36,7 @@ class Node:
     def __init__(
         self, ports: NodePorts, committer: Committer, trainer: Trainer, view: View
     ) -> None:
-        self.replicas: dict[ShardId, Replica] = {}
+        self.copies: dict[ShardId, ShardCopy] = {}
         self.view = view
         self._ports = ports
         self._committer = committer
@@ -55,6 +57,7 @@ class Node:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             tasks.create_task(self._committer.run())
+            tasks.create_task(self._follow())
             for prefix in WATCHED:
                 tasks.create_task(self._watch(prefix))
             while True:
@@ -66,53 +69,56 @@ class Node:
     async def close(self) -> None:
         """Flush and let go of every shard; etcd or the store being away only costs a replay."""
         self._stopping = True
-        for replica in list(self.replicas.values()):
+        for copy in list(self.copies.values()):
             try:
-                await replica.close()
+                await copy.close()
             except FacegridError as error:
                 self._ports.logger.warning(
-                    "not flushed on stop", shard=replica.assignment.shard_id, reason=error.reason
+                    "not flushed on stop", shard=copy.assignment.shard_id, reason=error.reason
                 )
 
-    def replica(self, shard_id: str) -> Replica:
+    def copy(self, shard_id: str) -> ShardCopy:
         """Return a shard that this node holds.
 
         Raises:
             NotFoundError: it does not (SHARD_NOT_HERE).
         """
-        replica = self.replicas.get(ShardId(shard_id))
-        if replica is None:
+        copy = self.copies.get(ShardId(shard_id))
+        if copy is None:
             raise NotFoundError(
                 f"this node does not hold the shard shard={shard_id}",
                 reason="SHARD_NOT_HERE",
                 shard=shard_id,
-                node=self._ports.claimant.node_id,
+                node=self._me,
             )
-        return replica
+        return copy
 
     def applied(self, writer: ShardWriter) -> None:
         """Look after a shard that has just taken writes: code, flush, train when due."""
-        replica = self.replicas.get(writer.state.shard_id)
-        if replica is None:
+        primary = self.copies.get(writer.state.shard_id)
+        if not isinstance(primary, Primary):
             return
-        shard_id = replica.assignment.shard_id
-        if replica.applied():
-            self._start(f"flush {shard_id}", replica.flush())
-        if replica.absorb_due:
-            self._start(f"absorb {shard_id}", replica.absorb())
-        if self._train_due(replica):
-            self._start(f"train {replica.gallery.name}", self._train(replica.gallery))
+        if primary.applied():
+            self._start(f"flush {writer.state.shard_id}", primary.flush())
+        self._absorb(primary)
+        if self._train_due(primary):
+            self._start(f"train {primary.gallery.name}", self._train(primary.gallery))
 
-    def _train_due(self, replica: Replica) -> bool:
+    def _absorb(self, copy: ShardCopy) -> None:
+        """Code rows of the exact tail when there are enough."""
+        if copy.absorb_due:
+            self._start(f"absorb {copy.assignment.shard_id}", copy.absorb())
+
+    def _train_due(self, primary: Primary) -> bool:
         """Whether the gallery has come to the size at which it trains by itself.
 
         Subjects fall evenly into the key space, so the first shard stands for all of them: no
         node need ask the others.
         """
-        gallery = self.view.gallery(replica.gallery.name)
-        if gallery is None or gallery.codebook or replica.assignment.range.first != 0:
+        gallery = self.view.gallery(primary.gallery.name)
+        if gallery is None or gallery.codebook or primary.assignment.range.first != 0:
             return False
-        estimate = replica.state.templates_count * gallery.shards_count
+        estimate = primary.state.templates_count * gallery.shards_count
         return 0 < gallery.train_at_templates_count <= estimate
 
     async def _train(self, gallery: Gallery) -> None:
@@ -140,38 +146,72 @@ class Node:
         """Start whatever makes this node hold what the maps say."""
         wanted = self.view.holdings(self._ports.claimant.node_id)
         for shard_id, holding in wanted.items():
-            if shard_id not in self.replicas:
-                replica = Replica(
-                    self._ports, self._committer, holding.gallery, holding.assignment
-                )
-                self.replicas[shard_id] = replica
-                self._start(f"open {shard_id}", self._open(replica, holding))
+            if shard_id not in self.copies:
+                self.copies[shard_id] = copy = self._new_copy(holding)
+                self._start(f"open {shard_id}", self._open(copy, holding))
         dropped = {record.shard_id: record for record in self.view.dropped(self._me)}
-        for shard_id in [shard_id for shard_id in self.replicas if shard_id not in wanted]:
+        for shard_id in [shard_id for shard_id in self.copies if shard_id not in wanted]:
             if shard_id in dropped:
                 continue
-            replica = self.replicas.pop(shard_id)
-            if self.view.gallery(replica.gallery.name) is None:
-                self._start(f"abandon {shard_id}", replica.abandon())
+            copy = self.copies.pop(shard_id)
+            if self.view.gallery(copy.gallery.name) is None:
+                self._start(f"abandon {shard_id}", copy.abandon())
             else:
-                self._start(f"close {shard_id}", replica.close())
+                self._start(f"close {shard_id}", copy.close())
         for shard_id, record in dropped.items():
             self._start(f"drop {shard_id}", self._drop(record))
-        for replica in self.replicas.values():
-            self._check_fence(replica)
-            self._check_codebook(replica, wanted)
+        for copy in self.copies.values():
+            self._check_fence(copy)
+            self._check_codebook(copy, wanted)
+
+    def _new_copy(self, holding: Holding) -> ShardCopy:
+        """Return a copy in the role that the map gives to this node."""
+        if holding.assignment.primary == self._me:
+            return Primary(self._ports, self._committer, holding.gallery, holding.assignment)
+        return Follower(self._ports, holding.gallery, holding.assignment)
+
+    async def _follow(self) -> None:
+        """Keep followers at the committed tips, with one look at etcd for all of them."""
+        while True:
+            followers = [
+                copy
+                for copy in self.copies.values()
+                if isinstance(copy, Follower) and copy.phase is Phase.SERVING
+            ]
+            if followers:
+                await self._confirm(followers)
+            await self._ports.clock.sleep(POLL_S)
+
+    async def _confirm(self, followers: list[Follower]) -> None:
+        """Read all tips and let the followers catch up with theirs."""
+        asked_s = self._ports.clock.now_s()
+        try:
+            tips = {item.key: item for item in (await self._ports.coord.list(keys.TIPS)).items}
+        except UnavailableError:
+            return
+        for follower in followers:
+            shard_id = follower.assignment.shard_id
+            item = tips.get(keys.tip(shard_id))
+            tip = None if item is None else decode_tip(item.value).log
+            try:
+                await follower.confirm(tip, asked_s)
+            except UnavailableError:
+                continue
+            except CorruptError as error:
+                follower.fail(error)
+            self._absorb(follower)
 
     @property
     def _me(self) -> NodeId:
         """This node's id."""
         return self._ports.claimant.node_id
 
-    def _check_fence(self, replica: Replica) -> None:
+    def _check_fence(self, copy: ShardCopy) -> None:
         """Stop serving a shard that another process has claimed since."""
-        claim = self.view.generation(replica.assignment.shard_id)
-        if claim is None or replica.generation == 0 or claim.generation <= replica.generation:
+        claim = self.view.generation(copy.assignment.shard_id)
+        if claim is None or copy.generation == 0 or claim.generation <= copy.generation:
             return
-        replica.fence()
+        copy.fence()
         if claim.node_id == self._me and claim.boot_id != self._ports.claimant.boot_id:
             raise FencedError(
                 f"another process runs under this node's id node={self._me}"
@@ -180,30 +220,30 @@ class Node:
                 node=self._me,
             )
 
-    def _check_codebook(self, replica: Replica, wanted: dict[ShardId, Holding]) -> None:
+    def _check_codebook(self, copy: ShardCopy, wanted: dict[ShardId, Holding]) -> None:
         """Let a shard change over to its gallery's codebook."""
-        holding = wanted.get(replica.assignment.shard_id)
-        if holding is None or replica.phase is not Phase.SERVING:
+        holding = wanted.get(copy.assignment.shard_id)
+        if holding is None or copy.phase is not Phase.SERVING:
             return
-        replica.gallery = holding.gallery
-        if holding.gallery.codebook not in ("", replica.state.codebook):
-            self._start(f"codebook {replica.assignment.shard_id}", self._use_codebook(replica))
+        copy.gallery = holding.gallery
+        if holding.gallery.codebook not in ("", copy.state.codebook):
+            self._start(f"codebook {copy.assignment.shard_id}", self._use_codebook(copy))
 
-    async def _use_codebook(self, replica: Replica) -> None:
+    async def _use_codebook(self, copy: ShardCopy) -> None:
         """Load the gallery's codebook and build the index with it."""
-        codebook = await self._codebooks.get(replica.gallery)
+        codebook = await self._codebooks.get(copy.gallery)
         if codebook is not None:
-            await replica.use_codebook(codebook)
+            await copy.use_codebook(codebook)
 
-    async def _open(self, replica: Replica, holding: Holding) -> None:
+    async def _open(self, copy: ShardCopy, holding: Holding) -> None:
         """Open a shard; on an outage wait and try again, as long as it is wanted."""
         shard_id = holding.assignment.shard_id
         async with self._opening:
             try:
                 codebook = await self._codebooks.get(holding.gallery)
-                await replica.open(holding.map_revision, codebook)
+                await copy.open(holding.map_revision, codebook)
             except (UnavailableError, FencedError) as error:
-                replica.problem = error.message
+                copy.problem = error.message
                 self._ports.logger.warning(
                     "shard not opened yet",
                     shard=shard_id,
@@ -211,18 +251,18 @@ class Node:
                     problem=error.message,
                 )
                 await self._ports.clock.sleep(RETRY_PAUSE_S)
-                if self.replicas.get(shard_id) is replica:
-                    del self.replicas[shard_id]
+                if self.copies.get(shard_id) is copy:
+                    del self.copies[shard_id]
             except CorruptError as error:
-                replica.fail(error)
+                copy.fail(error)
         self._changed.set()
 
     async def _drop(self, record: Dropped) -> None:
         """Delete a dropped shard's objects, then its keys; started again until it is through."""
         store, shard_id = self._ports.store, record.shard_id
-        replica = self.replicas.pop(shard_id, None)
-        if replica is not None:
-            await replica.abandon()
+        copy = self.copies.pop(shard_id, None)
+        if copy is not None:
+            await copy.abandon()
         prefixes = [f"shards/{shard_id}/"]
         if shard_id.endswith(".0000"):
             prefixes.append(f"codebooks/{record.gallery_uid}/")

@@ -100,7 +100,7 @@ class View:
         return [r for r in records if isinstance(r, Dropped) and node_id in r.node_ids[:1]]
 
     def holdings(self, node_id: NodeId) -> dict[ShardId, Holding]:
-        """Return the shards of which the maps make this node the primary."""
+        """Return the shards that the maps give to a node, in whatever role."""
         found: dict[ShardId, Holding] = {}
         for seen in self.seen[keys.MAPS].values():
             shard_map = seen.value
@@ -109,7 +109,7 @@ class View:
             if gallery is None or gallery.uid != shard_map.gallery_uid:
                 continue
             for assignment in shard_map.shards:
-                if assignment.primary == node_id:
+                if node_id in assignment.node_ids:
                     holding = Holding(gallery, assignment, seen.mod_revision)
                     found[assignment.shard_id] = holding
         return found

@@ -25,12 +25,14 @@ from facegrid.errors import (
 )
 from facegrid.rpc.context import call_context
 from indexd.engine import digest as digests
-from indexd.engine.requests import Outcome, WriteRequest
+from indexd.engine.requests import EraseRequest, Outcome, WriteRequest
 from indexd.engine.search import Found, search
 from indexd.engine.state import ShardState
 from indexd.replica.fence import Claimant
 from indexd.replica.node import Node
-from indexd.replica.replica import Phase, Replica
+from indexd.replica.primary import Primary
+from indexd.replica.shard_copy import Phase, ShardCopy
+from indexd.replica.spread import Spread
 from indexd.replica.trainer import Trainer
 from indexd.service import checks
 
@@ -52,10 +54,11 @@ class ServicePorts:
     claimant: Claimant
     clock: Clock
     search_thread: ThreadPoolExecutor
+    spread: Spread
 
 
 class ShardService(ShardServiceServicer):
-    """Checks, calls the replica, translates."""
+    """Checks, calls the copy, translates."""
 
     def __init__(self, ports: ServicePorts, node: Node, trainer: Trainer) -> None:
         self._ports = ports
@@ -65,9 +68,9 @@ class ShardService(ShardServiceServicer):
     @override
     async def Append(self, request: pb.AppendRequest, context: Context) -> pb.AppendResponse:
         """Enrol rows into one shard."""
-        replica = self._serving(request.shard_id)
-        write = checks.enrol_request(request, replica.gallery.dim)
-        outcome = await self._write(replica, write, context)
+        primary = self._primary(request.shard_id)
+        write = checks.enrol_request(request, primary.gallery.dim)
+        outcome = await self._write(primary, write, context)
         return pb.AppendResponse(
             position=outcome.position,
             enrolled_count=outcome.enrolled_count,
@@ -78,16 +81,16 @@ class ShardService(ShardServiceServicer):
     async def Check(self, request: pb.AppendRequest, context: Context) -> pb.CheckResponse:
         """Tell whether Append would accept the rows."""
         del context
-        replica = self._serving(request.shard_id)
-        write = checks.enrol_request(request, replica.gallery.dim)
-        replica.state.plan(write, replica.state.overlay(), self._ports.clock.unix_ms())
+        primary = self._primary(request.shard_id)
+        write = checks.enrol_request(request, primary.gallery.dim)
+        primary.state.plan(write, primary.state.overlay(), self._ports.clock.unix_ms())
         return pb.CheckResponse()
 
     @override
     async def Erase(self, request: pb.EraseRequest, context: Context) -> pb.EraseResponse:
         """Erase from one shard."""
-        replica = self._serving(request.shard_id)
-        outcome = await self._write(replica, checks.erase_request(request), context)
+        primary = self._primary(request.shard_id)
+        outcome = await self._write(primary, checks.erase_request(request), context)
         return pb.EraseResponse(
             position=outcome.position, erased_templates_count=outcome.erased_count
         )
@@ -100,28 +103,27 @@ class ShardService(ShardServiceServicer):
             raise InvalidError("threshold is not finite", reason="THRESHOLD", field="threshold")
         deadline_s = call_context(context, self._ports.clock).deadline_s
         response = pb.SearchResponse()
-        replicas: list[Replica] = []
+        copies: list[ShardCopy] = []
         for wanted in request.shards:
             try:
-                replica = self._serving(wanted.shard_id)
-                await replica.reach(wanted.position_min, deadline_s)
+                copy = self._serving(wanted.shard_id)
+                await copy.reach(wanted.position_min, deadline_s)
             except (NotFoundError, FencedError, UnavailableError, CorruptError) as error:
                 response.refused.add(shard_id=wanted.shard_id, reason=error.reason)
             else:
-                replicas.append(replica)
-        if not replicas:
+                copies.append(copy)
+        if not copies:
             return response
-        probes = checks.probes(request, replicas[0].gallery.dim)
-        states = [replica.state for replica in replicas]
-        for replica in replicas:
+        probes = checks.probes(request, copies[0].gallery.dim)
+        found = await self._search(copies, probes, request, deadline_s)
+        for copy in copies:
             response.searched.add(
-                shard_id=replica.assignment.shard_id,
-                first=replica.state.range.first,
-                last=replica.state.range.last,
-                position=replica.state.position,
-                generation=replica.generation,
+                shard_id=copy.assignment.shard_id,
+                first=copy.state.range.first,
+                last=copy.state.range.last,
+                position=copy.state.position,
+                generation=copy.generation,
             )
-        found = await self._search(states, probes, request, deadline_s)
         response.counts.extend(found.counts.tolist())
         response.scores = found.scores.astype("<f4").tobytes()
         response.subject_ids.extend(found.subject_ids)
@@ -130,7 +132,7 @@ class ShardService(ShardServiceServicer):
 
     async def _search(
         self,
-        states: list[ShardState],
+        copies: list[ShardCopy],
         probes: vectors.Probes,
         request: pb.SearchRequest,
         deadline_s: float,
@@ -138,35 +140,42 @@ class ShardService(ShardServiceServicer):
         """Search on the thread that owns the indexes.
 
         An erasure that was acknowledged while the search ran must not appear in an answer sent
-        after it, so what was found is looked at once more, and searched again if need be.
+        after it. So what was found is looked at once more, on the event loop, where rows change,
+        and searched again if need be.
         """
         loop = asyncio.get_running_loop()
+        while True:
+            states = [copy.state for copy in copies]
 
-        def work() -> Found:
-            if self._ports.clock.now_s() > deadline_s:
-                raise DeadlineError("the time given was over before the search began")
-            return search(states, probes, k=request.k, threshold=request.threshold)
+            def work(states: list[ShardState] = states) -> Found:
+                if self._ports.clock.now_s() > deadline_s:
+                    raise DeadlineError("the time given was over before the search began")
+                return search(states, probes, k=request.k, threshold=request.threshold)
 
-        found = await loop.run_in_executor(self._ports.search_thread, work)
-        while found.stale(states):
             found = await loop.run_in_executor(self._ports.search_thread, work)
-        return found
+            for copy in copies:
+                copy.check_serving()
+            replaced = any(
+                copy.state is not state for copy, state in zip(copies, states, strict=True)
+            )
+            if not replaced and not found.stale(states):
+                return found
 
     @override
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
         """Score one probe against one subject."""
-        replica = self._serving(request.shard_id)
+        copy = self._serving(request.shard_id)
         deadline_s = call_context(context, self._ports.clock).deadline_s
-        await replica.reach(request.position_min, deadline_s)
-        probe = checks.probes(request, replica.gallery.dim)
+        await copy.reach(request.position_min, deadline_s)
+        probe = checks.probes(request, copy.gallery.dim)
         checks.check_count(len(probe), 1, "one probe")
-        state = replica.state
+        state = copy.state
         rows = state.live_rows(request.subject_id)
         if not rows:
             raise NotFoundError(
-                f"no such subject gallery={replica.gallery.name}",
+                f"no such subject gallery={copy.gallery.name}",
                 reason="SUBJECT_UNKNOWN",
-                gallery=replica.gallery.name,
+                gallery=copy.gallery.name,
             )
         scores = state.index.compare(probe, np.array(rows, np.int64))
         best = int(np.argmax(scores))
@@ -177,10 +186,10 @@ class ShardService(ShardServiceServicer):
     @override
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
         """Return the templates of an id."""
-        replica = self._serving(request.shard_id)
+        copy = self._serving(request.shard_id)
         deadline_s = call_context(context, self._ports.clock).deadline_s
-        await replica.reach(request.position_min, deadline_s)
-        state = replica.state
+        await copy.reach(request.position_min, deadline_s)
+        state = copy.state
         if request.subject_id:
             rows = [
                 row
@@ -223,6 +232,13 @@ class ShardService(ShardServiceServicer):
         return pb.TrainResponse(codebook=sha256, sample_count=sample_count)
 
     @override
+    async def Reach(self, request: pb.ReachRequest, context: Context) -> pb.ReachResponse:
+        """Wait until a shard has come to a position."""
+        copy = self._serving(request.shard_id)
+        await copy.reach(request.position, call_context(context, self._ports.clock).deadline_s)
+        return pb.ReachResponse(position=copy.state.position)
+
+    @override
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
         """Describe the node and its shards."""
         del request, context
@@ -231,38 +247,56 @@ class ShardService(ShardServiceServicer):
             boot_id=self._ports.claimant.boot_id,
             version=__version__,
             memory_bytes=psutil.Process().memory_info().rss,
-            shards=[_status(replica) for replica in self._node.replicas.values()],
+            shards=[_status(copy) for copy in self._node.copies.values()],
         )
 
-    def _serving(self, shard_id: str) -> Replica:
+    def _serving(self, shard_id: str) -> ShardCopy:
         """Return a shard of this node that serves."""
-        replica = self._node.replica(shard_id)
-        replica.check_serving()
-        return replica
+        copy = self._node.copy(shard_id)
+        copy.check_serving()
+        return copy
 
-    async def _write(self, replica: Replica, write: WriteRequest, context: Context) -> Outcome:
+    def _primary(self, shard_id: str) -> Primary:
+        """Return a shard of which this node is the primary.
+
+        Raises:
+            FencedError: this node follows it (NOT_PRIMARY); refresh the map.
+        """
+        copy = self._serving(shard_id)
+        if not isinstance(copy, Primary):
+            raise FencedError(
+                f"this node follows the shard and takes no writes shard={shard_id}",
+                reason="NOT_PRIMARY",
+                shard=shard_id,
+            )
+        return copy
+
+    async def _write(self, primary: Primary, write: WriteRequest, context: Context) -> Outcome:
         """Commit a write within the caller's time. It goes on when the caller gives up."""
         left_s = call_context(context, self._ports.clock).remaining_s(self._ports.clock)
         try:
             async with asyncio.timeout(left_s):
-                return await replica.write(write)
+                outcome = await primary.write(write)
+                if isinstance(write, EraseRequest):
+                    await self._ports.spread.wait(primary.assignment, outcome.position)
+                return outcome
         except TimeoutError:
             raise DeadlineError(
                 "the write was not confirmed in time; retry with the same request id"
-                f" shard={replica.assignment.shard_id}",
-                shard=replica.assignment.shard_id,
+                f" shard={primary.assignment.shard_id}",
+                shard=primary.assignment.shard_id,
             ) from None
 
 
-def _status(replica: Replica) -> pb.ShardStatus:
+def _status(copy: ShardCopy) -> pb.ShardStatus:
     """Describe one shard."""
-    state = replica.state
+    state = copy.state
     return pb.ShardStatus(
-        shard_id=replica.assignment.shard_id,
-        gallery=replica.gallery.name,
-        state=_STATES[replica.phase],
-        role=pb.SHARD_ROLE_PRIMARY,
-        generation=replica.generation,
+        shard_id=copy.assignment.shard_id,
+        gallery=copy.gallery.name,
+        state=_STATES[copy.phase],
+        role=pb.SHARD_ROLE_PRIMARY if isinstance(copy, Primary) else pb.SHARD_ROLE_FOLLOWER,
+        generation=copy.generation,
         position=state.position,
         templates_count=state.templates_count,
         subjects_count=len(state.subjects),
@@ -271,8 +305,8 @@ def _status(replica: Replica) -> pb.ShardStatus:
         codebook=state.codebook,
         memory_bytes=state.memory_bytes,
         digest=digests.to_bytes(state.digest).hex(),
-        segments_count=replica.segments_count,
-        problem=replica.problem,
+        segments_count=len(copy.persisted.segments),
+        problem=copy.problem,
     )
 
 

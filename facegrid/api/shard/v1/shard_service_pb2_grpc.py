@@ -79,6 +79,11 @@ class ShardServiceStub:
                 request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TrainRequest.SerializeToString,
                 response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TrainResponse.FromString,
                 _registered_method=True)
+        self.Reach = channel.unary_unary(
+                '/facegrid.api.shard.v1.ShardService/Reach',
+                request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachResponse.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/facegrid.api.shard.v1.ShardService/Status',
                 request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.StatusRequest.SerializeToString,
@@ -153,6 +158,14 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reach(self, request, context):
+        """Returns once this node's copy of a shard has come to a position: how a primary learns that an
+        erasure is certain. Read-only. DEADLINE_EXCEEDED (POSITION_NOT_REACHED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """Describes the node and its shards. Read-only.
         """
@@ -202,6 +215,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.Train,
                     request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TrainRequest.FromString,
                     response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TrainResponse.SerializeToString,
+            ),
+            'Reach': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reach,
+                    request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachResponse.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -430,6 +448,33 @@ class ShardService:
             '/facegrid.api.shard.v1.ShardService/Train',
             facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TrainRequest.SerializeToString,
             facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.shard.v1.ShardService/Reach',
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachRequest.SerializeToString,
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachResponse.FromString,
             options,
             channel_credentials,
             insecure,

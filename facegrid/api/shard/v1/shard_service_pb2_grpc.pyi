@@ -60,6 +60,10 @@ class ShardServiceStub:
     """Trains a codebook from samples that this node gathers from all primaries of the gallery, puts it
     into the object store and makes it the gallery's. Calling it again trains anew.
     """
+    Reach: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ReachRequest, _shard_service_pb2.ReachResponse]
+    """Returns once this node's copy of a shard has come to a position: how a primary learns that an
+    erasure is certain. Read-only. DEADLINE_EXCEEDED (POSITION_NOT_REACHED).
+    """
     Status: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.StatusRequest, _shard_service_pb2.StatusResponse]
     """Describes the node and its shards. Read-only."""
 
@@ -94,6 +98,10 @@ class ShardServiceAsyncStub(ShardServiceStub):
     Train: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.TrainRequest, _shard_service_pb2.TrainResponse]  # type: ignore[assignment]
     """Trains a codebook from samples that this node gathers from all primaries of the gallery, puts it
     into the object store and makes it the gallery's. Calling it again trains anew.
+    """
+    Reach: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ReachRequest, _shard_service_pb2.ReachResponse]  # type: ignore[assignment]
+    """Returns once this node's copy of a shard has come to a position: how a primary learns that an
+    erasure is certain. Read-only. DEADLINE_EXCEEDED (POSITION_NOT_REACHED).
     """
     Status: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.StatusRequest, _shard_service_pb2.StatusResponse]  # type: ignore[assignment]
     """Describes the node and its shards. Read-only."""
@@ -174,6 +182,16 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_shard_service_pb2.TrainResponse, _abc.Awaitable[_shard_service_pb2.TrainResponse]]:
         """Trains a codebook from samples that this node gathers from all primaries of the gallery, puts it
         into the object store and makes it the gallery's. Calling it again trains anew.
+        """
+
+    @_abc_1.abstractmethod
+    def Reach(
+        self,
+        request: _shard_service_pb2.ReachRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.ReachResponse, _abc.Awaitable[_shard_service_pb2.ReachResponse]]:
+        """Returns once this node's copy of a shard has come to a position: how a primary learns that an
+        erasure is certain. Read-only. DEADLINE_EXCEEDED (POSITION_NOT_REACHED).
         """
 
     @_abc_1.abstractmethod
