@@ -310,7 +310,8 @@ class Demo:
             stopped = self.cluster.down()
         except NotFoundError:
             return
-        self._say(f"stopped: {' '.join(stopped)}")
+        if stopped:
+            self._say(f"stopped: {' '.join(stopped)}")
 
     def _say(self, text: str) -> None:
         self._console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
@@ -336,8 +337,8 @@ def run(options: Options, *, clock: Clock, console: Console) -> str:
             return f"demo: failed step={step} reason=interrupted"
         except (StepError, FacegridError, OSError, ValueError) as error:
             _show_logs(demo.cluster, console)
-            reason = " ".join(str(error).split())
-            return f"demo: failed step={step} reason={reason or type(error).__name__}"
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            return f"demo: failed step={step} reason={reason}"
         else:
             return demo.verdict()
         finally:
@@ -387,7 +388,8 @@ def _show_logs(cluster: LocalCluster, console: Console) -> None:
     for process in processes:
         if process.kind != "etcd":
             console.print(f"last lines of {process.name}", style="bold")
-            console.print(log_tail(cluster.log(process.name)), highlight=False, markup=False)
+            tail = log_tail(cluster.log(process.name))
+            console.print(tail, highlight=False, markup=False, soft_wrap=True)
 
 
 def _share(value: float | None) -> str:
