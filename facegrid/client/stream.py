@@ -1,7 +1,9 @@
 """One stream of enrolments, kept going over failures.
 
 Requests that are sent and not yet acknowledged are kept, at most WINDOW of them. When the stream
-breaks, the next one begins with these, under the same request ids, so each has the effect of once.
+breaks these are sent again, one by one, under the same request ids, so each has the effect of
+once; then a new stream goes on. One by one, because gRPC may lose acknowledgements that came just
+before an error, and even the error: so it is certain which request was refused, and why.
 
 Nothing runs in the background: `send` writes, and reads one acknowledgement first when the window
 is full; `finish` reads the rest. gRPC's flow control does the waiting.
@@ -14,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import grpc
 import grpc.aio
 
 from facegrid import wire
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 REQUEST_ROWS_MAX: Final = 1024
 """Rows per request: 2 MiB at 512 dimensions, large enough to be quick, small enough to flow."""
 WINDOW: Final = 16
+STATUS_LOST: Final = "STATUS_LOST"
+LOST_DETAILS: Final = "Internal error from Core"
 STREAM_S_MAX: Final = 1800.0
 """A stream is given this long; a longer load goes on in the next one."""
 GOODBYE_S_MAX: Final = 1.0
@@ -61,7 +64,6 @@ class EnrolSession:
         self._gallery = gallery
         self._timeout_s = timeout_s
         self._pending: deque[_Pending] = deque()
-        self._written_count = 0
         self._batches_count = 0
         self._finishing = False
         self._stream: Stream | None = None
@@ -143,36 +145,29 @@ class EnrolSession:
         )
 
     async def _persist(self, action: "Callable[[Stream], Awaitable[None]]") -> None:
-        """Carry out one action on a living stream, reconnecting while that may help."""
+        """Carry out one action on the stream; if it breaks, settle what it left open."""
         clock = self._caller.ambient.clock
         deadline_s = clock.now_s() + self._timeout_s
-        for delay_s in self._caller.delays():
-            error = await self._tried(action, deadline_s - clock.now_s())
-            if error is None:
-                return
-            self._drop()
-            if isinstance(error, InvalidError):
-                await self._replay(deadline_s)
-            # The time of the stream or of a call behind it may be over before the caller's is.
-            hopeful = may_succeed_later(error) or isinstance(error, DeadlineError)
-            if not hopeful or clock.now_s() + delay_s >= deadline_s:
-                raise error
-            self._caller.leave(self._target)
-            await clock.sleep(delay_s)
+        error = await self._tried(action)
+        if error is None:
+            return
+        self._drop()
+        # The time of the stream, or of a call behind it, may be over before the caller's is.
+        repeatable = may_succeed_later(error) or isinstance(error, InvalidError | DeadlineError)
+        if not repeatable or clock.now_s() >= deadline_s:
+            raise error
+        self._caller.leave(self._target)
+        await self._settle(deadline_s)
 
-    async def _tried(
-        self, action: "Callable[[Stream], Awaitable[None]]", timeout_s: float
-    ) -> FacegridError | None:
+    async def _tried(self, action: "Callable[[Stream], Awaitable[None]]") -> FacegridError | None:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(self._timeout_s):
                 with self._caller.telling_closed():
                     await action(self._opened())
         except TimeoutError:
             return DeadlineError(f"no acknowledgement came timeout_s={self._timeout_s}")
         except grpc.aio.AioRpcError as error:
             return from_grpc(error)
-        except asyncio.InvalidStateError:  # writing to a stream that ended meanwhile
-            return await self._ending()
         except FacegridError as error:
             return error
         return None
@@ -183,7 +178,6 @@ class EnrolSession:
             stub = EnrolmentServiceStub(self._caller.channel(self._target))
             self._stream = stub.EnrolStream(timeout=STREAM_S_MAX)
             self._responses = aiter(self._stream)
-            self._written_count = 0
         return self._stream
 
     def _drop(self) -> None:
@@ -192,21 +186,20 @@ class EnrolSession:
         self._stream = self._responses = None
 
     async def _write(self, stream: "Stream") -> None:
-        """Write what this stream has not seen yet."""
-        while self._written_count < len(self._pending):
-            await stream.write(self._pending[self._written_count].request)
-            self._written_count += 1
-        if self._finishing:
-            await stream.done_writing()
+        try:
+            await stream.write(self._pending[-1].request)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # gRPC forgets the status of a stream that ends while it is written to.
+            raise UnavailableError("the stream broke", reason="TRANSPORT") from None
 
     async def _acknowledge(self, stream: "Stream") -> None:
-        await self._write(stream)
         assert self._responses is not None, "opened together with the stream"
+        if self._finishing:
+            await stream.done_writing()
         try:
             response = await anext(self._responses)
         except StopAsyncIteration:
             raise UnavailableError("the stream ended early", reason="TRANSPORT") from None
-        self._written_count -= 1
         self._take(response)
 
     def _take(self, response: EnrolResponse) -> None:
@@ -214,27 +207,8 @@ class EnrolSession:
         self.token |= wire.from_wire_token(response.token)
         self.acked_rows += len(done.request.template_ids)
 
-    async def _ending(self) -> FacegridError:
-        stream = self._stream
-        assert stream is not None, "only a stream can end"
-        code = await stream.code()
-        if code is grpc.StatusCode.OK:
-            return UnavailableError("the stream ended early", reason="TRANSPORT")
-        return from_grpc(
-            grpc.aio.AioRpcError(
-                code,
-                await stream.initial_metadata(),
-                await stream.trailing_metadata(),
-                await stream.details(),
-            )
-        )
-
-    async def _replay(self, deadline_s: float) -> None:
-        """Find out which request was refused: gRPC may lose answers that came before the error.
-
-        Every request has its id, so sending those in doubt again, one by one, does what was done
-        and no more, and the refused one is refused again, with its row.
-        """
+    async def _settle(self, deadline_s: float) -> None:
+        """Send what is not acknowledged again, one by one, each until it is or is refused."""
         clock = self._caller.ambient.clock
         while self._pending:
             pending = self._pending[0]
@@ -247,6 +221,7 @@ class EnrolSession:
             except InvalidError as error:
                 raise _placed(error, pending.batch, pending.first_row) from error
             self._take(response)
+            deadline_s = clock.now_s() + self._timeout_s
 
 
 def _placed(error: InvalidError, batch: int, first_row: int) -> InvalidError:
