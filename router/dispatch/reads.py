@@ -1,7 +1,7 @@
 """Reads of single shards: one subject compared, one template returned."""
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -26,9 +26,12 @@ from router.dispatch.scatter import REFRESH_S_MAX, REFRESH_SHARE
 from router.dispatch.time_left import time_for_node_s
 from router.dispatch.together import all_of
 from router.plan import fanout
-from router.topology.pool import NodePool, Pick
+from router.topology.pool import NodePool
 from router.topology.snapshot import ServedGallery
 from router.topology.watcher import Watcher
+
+if TYPE_CHECKING:
+    from router.topology.pool import Pick
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -128,7 +131,7 @@ class Reader:
     async def _read(
         self,
         shard: ShardAssignment,
-        pick: Pick[Request, Response],
+        pick: "Pick[Request, Response]",
         request: Request,
         deadline_s: float,
     ) -> Response:
@@ -153,7 +156,7 @@ class Reader:
         self,
         shard: ShardAssignment,
         node_id: NodeId,
-        pick: Pick[Request, Response],
+        pick: "Pick[Request, Response]",
         request: Request,
         deadline_s: float,
     ) -> Response:

@@ -14,15 +14,16 @@ from facegrid.rpc.pool import ChannelPool
 from router.plan.fanout import UNKNOWN, NodeLoad
 from router.topology.snapshot import Topology
 
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
 if TYPE_CHECKING:
     # The stubs know an asynchronous face of the stub that does not exist at run time.
     from grpc.aio import UnaryUnaryMultiCallable
 
     from facegrid.api.shard.v1.shard_service_pb2_grpc import ShardServiceAsyncStub
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-Pick = Callable[["ShardServiceAsyncStub"], "UnaryUnaryMultiCallable[Request, Response]"]
+    Pick = Callable[[ShardServiceAsyncStub], UnaryUnaryMultiCallable[Request, Response]]
 
 FAILING_S: Final = 1.0
 """How long a node that failed is passed over where another one holds the shard too."""
@@ -61,7 +62,7 @@ class NodePool:
         self,
         topology: Topology,
         node_id: NodeId,
-        pick: Pick[Request, Response],
+        pick: "Pick[Request, Response]",
         request: Request,
         *,
         timeout_s: float,

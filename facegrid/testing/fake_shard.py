@@ -1,0 +1,353 @@
+"""A node in memory: ShardService by brute force on a real gRPC server, for tests of routers.
+
+It registers itself, follows the maps and opens and closes shards like a real node, and scores with
+`facegrid.vectors` as everybody does. Nothing is durable, every node of a shard has rows of its own
+(there is no replication), and tests may make it refuse, fail or hold calls.
+"""
+
+import asyncio
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc.aio
+import numpy as np
+from typing_extensions import override
+
+from facegrid import vectors
+from facegrid.api.shard.v1 import shard_service_pb2 as pb
+from facegrid.api.shard.v1.shard_service_pb2_grpc import (
+    ShardServiceServicer,
+    add_ShardServiceServicer_to_server,
+)
+from facegrid.clock import Clock
+from facegrid.coord import keys
+from facegrid.coord.port import Changed, Coordinator, Delete, Listing, Progress, Put
+from facegrid.errors import ConflictError, FacegridError, InvalidError, NotFoundError
+from facegrid.format import records
+from facegrid.ids import NodeId
+from facegrid.model import HashRange, NodeInfo
+from facegrid.rpc.server import RpcServer
+from facegrid.telemetry.log import get_logger
+from facegrid.wire import from_wire_vectors
+
+CODEBOOK: Final = "c0de" * 16
+"""What training always results in."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Name = tuple[str, str]
+"""Subject, template."""
+
+
+@dataclass(slots=True)
+class FakeShard:
+    """The rows of one shard by subject and template, and how far its log has come."""
+
+    gallery: str
+    range: HashRange
+    dim: int
+    rows: dict[Name, vectors.Int8] = field(default_factory=dict)
+    position: int = 0
+    answers: dict[str, pb.AppendResponse | pb.EraseResponse] = field(default_factory=dict)
+    codebook: str = ""
+
+
+@dataclass(slots=True)
+class Mischief:
+    """What a test makes a node do.
+
+    Attributes:
+        refuse: shards that Search refuses, with the reason.
+        fail: raised by every call of these methods.
+        hold: methods whose calls wait until the event is set.
+        shift: shards whose range Search tells wrongly.
+    """
+
+    refuse: dict[str, str] = field(default_factory=dict)
+    fail: dict[str, FacegridError] = field(default_factory=dict)
+    hold: dict[str, asyncio.Event] = field(default_factory=dict)
+    shift: set[str] = field(default_factory=set)
+
+
+class FakeNode(ShardServiceServicer):
+    """One node. Use as an async context manager, which starts and stops it.
+
+    Args:
+        node_id: its name.
+        coordinator: where maps come from and where it registers.
+        clock: of its server.
+    """
+
+    def __init__(self, node_id: str, coordinator: Coordinator, clock: Clock) -> None:
+        self.node_id = NodeId(node_id)
+        self.address = ""
+        self.shards: dict[str, FakeShard] = {}
+        self.mischief = Mischief()
+        self.searches: list[pb.SearchRequest] = []
+        self.calls: list[str] = []
+        self._coordinator = coordinator
+        self._clock = clock
+        self._boots = 0
+        self._tasks: asyncio.TaskGroup | None = None
+        self._following: list[asyncio.Task[None]] = []
+        self._dims: dict[str, int] = {}
+        self._rpc = RpcServer(clock, get_logger("fake"), dev=False)
+
+    async def __aenter__(self) -> "FakeNode":
+        self._tasks = await asyncio.TaskGroup().__aenter__()
+        await self.listen("127.0.0.1:0")
+        self._following = [
+            self._tasks.create_task(self._follow_galleries()),
+            self._tasks.create_task(self._follow_maps()),
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._following:
+            task.cancel()
+        if self._tasks is not None:
+            await self._tasks.__aexit__(None, None, None)
+        await self._rpc.stop(0)
+
+    async def listen(self, address: str) -> None:
+        """Serve at an address and register."""
+        self._rpc = RpcServer(self._clock, get_logger("fake"), dev=False)
+        add_ShardServiceServicer_to_server(self, self._rpc.server)
+        port = await self._rpc.start(address)
+        self.address = f"127.0.0.1:{port}"
+        self._boots += 1
+        await self.register()
+
+    async def register(self) -> None:
+        """Put this node's key."""
+        node = NodeInfo(self.node_id, f"boot{self._boots}", self.address, version="fake")
+        key = keys.node(self.node_id, node.boot_id)
+        await self._coordinator.txn([], [Put(key, records.encode_node(node))])
+
+    async def unregister(self) -> None:
+        """Delete this node's key, as when its lease runs out."""
+        key = keys.node(self.node_id, f"boot{self._boots}")
+        await self._coordinator.txn([], [Delete(key)])
+
+    async def crash(self) -> None:
+        """Stop listening at once; rows and registration stay."""
+        await self._rpc.stop(0)
+
+    @override
+    async def Append(self, request: pb.AppendRequest, context: Context) -> pb.AppendResponse:
+        shard = await self._begin("Append", request.shard_id)
+        known = shard.answers.get(request.request_id)
+        if isinstance(known, pb.AppendResponse):
+            return known
+        new = _new_rows(shard, request.rows)
+        shard.rows.update(new)
+        shard.position += 1
+        answer = pb.AppendResponse(
+            position=shard.position,
+            enrolled_count=len(new),
+            unchanged_count=len(request.rows.subject_ids) - len(new),
+        )
+        shard.answers[request.request_id] = answer
+        return answer
+
+    @override
+    async def Check(self, request: pb.AppendRequest, context: Context) -> pb.CheckResponse:
+        _new_rows(await self._begin("Check", request.shard_id), request.rows)
+        return pb.CheckResponse()
+
+    @override
+    async def Erase(self, request: pb.EraseRequest, context: Context) -> pb.EraseResponse:
+        shard = await self._begin("Erase", request.shard_id)
+        gone = [
+            name
+            for name in shard.rows
+            if name[0] in request.subject_ids or name[1] in request.template_ids
+        ]
+        for name in gone:
+            del shard.rows[name]
+        shard.position += 1
+        return pb.EraseResponse(position=shard.position, erased_templates_count=len(gone))
+
+    @override
+    async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
+        self.searches.append(request)
+        await self._begin("Search")
+        response = pb.SearchResponse()
+        searched: list[FakeShard] = []
+        for item in request.shards:
+            shard = self.shards.get(item.shard_id)
+            reason = self.mischief.refuse.get(item.shard_id, "")
+            if shard is None or reason:
+                response.refused.add(shard_id=item.shard_id, reason=reason or "SHARD_NOT_HERE")
+                continue
+            response.searched.add(
+                shard_id=item.shard_id,
+                first=shard.range.first,
+                last=shard.range.last - (item.shard_id in self.mischief.shift),
+                position=shard.position,
+                generation=1,
+            )
+            searched.append(shard)
+        x = from_wire_vectors(request.probes, dim=request.probes.dim)
+        found = _found(x, searched, request.k, request.threshold)
+        response.counts.extend(len(rows) for rows in found)
+        flat = [row for rows in found for row in rows]
+        response.scores = np.array([row[0] for row in flat], "<f4").tobytes()
+        response.subject_ids.extend(row[1][0] for row in flat)
+        response.template_ids.extend(row[1][1] for row in flat)
+        return response
+
+    @override
+    async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
+        shard = await self._begin("Compare", request.shard_id)
+        x = from_wire_vectors(request.probe, dim=shard.dim)
+        mine = FakeShard(shard.gallery, shard.range, shard.dim)
+        mine.rows = {
+            name: codes for name, codes in shard.rows.items() if name[0] == request.subject_id
+        }
+        best = _found(x, [mine], 1, -2.0)[0]
+        if not best:
+            raise NotFoundError("there is no such subject", reason="SUBJECT_UNKNOWN")
+        return pb.CompareResponse(score=best[0][0], template_id=best[0][1][1])
+
+    @override
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
+        shard = await self._begin("Get", request.shard_id)
+        names = [
+            name
+            for name in shard.rows
+            if name[1] == request.template_id and request.subject_id in ("", name[0])
+        ]
+        rows = pb.StoredRows(
+            subject_ids=[name[0] for name in names],
+            template_ids=[name[1] for name in names],
+            codes=b"".join(shard.rows[name].tobytes() for name in names),
+            dim=shard.dim,
+        )
+        return pb.GetResponse(rows=rows)
+
+    @override
+    async def Train(self, request: pb.TrainRequest, context: Context) -> pb.TrainResponse:
+        await self._begin("Train")
+        found = await self._coordinator.get(f"{keys.GALLERIES}{request.gallery}")
+        assert found is not None, "only galleries that exist are trained"
+        gallery = dataclasses.replace(records.decode_gallery(found.value), codebook=CODEBOOK)
+        await self._coordinator.txn([], [Put(found.key, records.encode_gallery(gallery))])
+        return pb.TrainResponse(codebook=CODEBOOK, sample_count=7)
+
+    @override
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
+        await self._begin("Status")
+        return pb.StatusResponse(
+            node_id=self.node_id,
+            boot_id=f"boot{self._boots}",
+            version="fake",
+            memory_bytes=1,
+            shards=[
+                pb.ShardStatus(
+                    shard_id=shard_id,
+                    gallery=shard.gallery,
+                    state=pb.SHARD_STATE_SERVING,
+                    role=pb.SHARD_ROLE_PRIMARY,
+                    position=shard.position,
+                    templates_count=len(shard.rows),
+                    codebook=shard.codebook,
+                )
+                for shard_id, shard in sorted(self.shards.items())
+            ],
+        )
+
+    async def _begin(self, method: str, shard_id: str = "") -> FakeShard:
+        """Do the mischief asked for; return the shard."""
+        self.calls.append(method)
+        if method in self.mischief.hold:
+            await self.mischief.hold[method].wait()
+        if method in self.mischief.fail:
+            raise self.mischief.fail[method]
+        if not shard_id:
+            return FakeShard("", HashRange(0, 0), 0)
+        if shard_id not in self.shards:
+            raise NotFoundError("this node does not hold the shard", reason="SHARD_NOT_HERE")
+        return self.shards[shard_id]
+
+    async def _follow_galleries(self) -> None:
+        async for event in self._coordinator.watch(keys.GALLERIES):
+            items = event.snapshot.items if isinstance(event, Listing) else ()
+            if isinstance(event, Changed) and event.item is not None:
+                items = (event.item,)
+            for item in items:
+                gallery = records.decode_gallery(item.value)
+                for shard in self.shards.values():
+                    if shard.gallery == gallery.name:
+                        shard.codebook = gallery.codebook
+
+    async def _follow_maps(self) -> None:
+        async for event in self._coordinator.watch(keys.MAPS):
+            match event:
+                case Listing(snapshot):
+                    for item in snapshot.items:
+                        await self._open(item.value)
+                case Changed(item=item) if item is not None:
+                    await self._open(item.value)
+                case Changed(key=key):
+                    name = keys.name_of(key, keys.MAPS)
+                    self.shards = {
+                        shard_id: shard
+                        for shard_id, shard in self.shards.items()
+                        if shard.gallery != name
+                    }
+                case Progress():
+                    pass
+
+    async def _open(self, value: bytes) -> None:
+        shard_map = records.decode_shard_map(value)
+        found = await self._coordinator.get(keys.gallery(shard_map.gallery))
+        if found is None:
+            return
+        dim = records.decode_gallery(found.value).dim
+        for item in shard_map.shards:
+            if self.node_id in item.node_ids and item.shard_id not in self.shards:
+                self.shards[item.shard_id] = FakeShard(shard_map.gallery, item.range, dim)
+
+
+def _new_rows(shard: FakeShard, rows: pb.StoredRows) -> dict[Name, vectors.Int8]:
+    """Return the rows that are not there yet, or raise for the first that contradicts."""
+    if rows.dim != shard.dim:
+        raise InvalidError("rows have another dimension", reason="DIM_MISMATCH", field="rows")
+    codes = np.frombuffer(rows.codes, np.int8).reshape(-1, rows.dim)
+    new: dict[Name, vectors.Int8] = {}
+    for row, name in enumerate(zip(rows.subject_ids, rows.template_ids, strict=True)):
+        there = shard.rows.get(name, new.get(name))
+        if there is None:
+            new[name] = codes[row]
+        elif not np.array_equal(there, codes[row]):
+            raise ConflictError(
+                f"the subject has that template with another vector row={row}",
+                reason="TEMPLATE_EXISTS",
+                row=row,
+                field="template_ids",
+            )
+    return new
+
+
+def _found(
+    x: vectors.Float32, shards: list[FakeShard], k: int, threshold: float
+) -> list[list[tuple[float, Name]]]:
+    """Return for each probe the best template of the best k subjects."""
+    names = [name for shard in shards for name in shard.rows]
+    if not names:
+        return [[] for _ in x]
+    codes = np.stack([row for shard in shards for row in shard.rows.values()])
+    shape = (len(x), *codes.shape)
+    norms = np.broadcast_to(vectors.code_norms(codes), shape[:2])
+    probes = vectors.prepare_probes(x)
+    table = vectors.scores(probes, np.broadcast_to(codes, shape), norms)
+    lists = []
+    for scores in table.tolist():
+        ordered = sorted(zip(scores, names, strict=True), key=lambda row: (-row[0], row[1]))
+        best: dict[str, tuple[float, Name]] = {}
+        for score, name in ordered:
+            if score >= threshold:
+                best.setdefault(name[0], (score, name))
+        lists.append(list(best.values())[:k])
+    return lists
