@@ -209,7 +209,9 @@ class Node:
     def _check_fence(self, copy: ShardCopy) -> None:
         """Stop serving a shard that another process has claimed since."""
         claim = self.view.generation(copy.assignment.shard_id)
-        if claim is None or copy.generation == 0 or claim.generation <= copy.generation:
+        if claim is None or not isinstance(copy, Primary):
+            return
+        if copy.generation == 0 or claim.generation <= copy.generation:
             return
         copy.fence()
         if claim.node_id == self._me and claim.boot_id != self._ports.claimant.boot_id:
