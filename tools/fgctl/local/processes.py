@@ -60,7 +60,8 @@ def find(record: ProcessRecord) -> psutil.Process | None:
         if process.status() == psutil.STATUS_ZOMBIE:
             process.wait(0)
             return None
-        return process if tuple(process.cmdline()) == record.argv else None
+        # Empty for a moment after the start, until the kernel has laid out the new program.
+        return process if tuple(process.cmdline()) in {(), record.argv} else None
     except (psutil.NoSuchProcess, psutil.TimeoutExpired):
         return None
 
