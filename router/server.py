@@ -129,19 +129,22 @@ class RouterServer:
         leaves the group of background tasks as itself.
         """
         settings = self._settings
+        grace_s = 0.0
         try:
             await self._first_view()
             port = await self._rpc.start(settings.listen)
+            address = f"{settings.listen.rpartition(':')[0]}:{port}"
+            self._logger.info("router serves", address=address)
+            if started is not None:
+                started(address)
+            await stop.wait()
+            grace_s = settings.grace_s
+            self._logger.info("router stops", grace_s=grace_s)
+            self._rpc.drain()
         except UnavailableError as error:
             return error
-        address = f"{settings.listen.rpartition(':')[0]}:{port}"
-        self._logger.info("router serves", address=address)
-        if started is not None:
-            started(address)
-        await stop.wait()
-        self._logger.info("router stops", grace_s=settings.grace_s)
-        self._rpc.drain()
-        await self._rpc.stop(settings.grace_s)
+        finally:
+            await self._rpc.stop(grace_s)
         return None
 
     async def _first_view(self) -> None:

@@ -23,7 +23,7 @@ from facegrid.api.shard.v1.shard_service_pb2_grpc import (
 from facegrid.clock import Clock
 from facegrid.coord import keys
 from facegrid.coord.port import Changed, Coordinator, Delete, Listing, Progress, Put
-from facegrid.errors import ConflictError, FacegridError, InvalidError, NotFoundError
+from facegrid.errors import ConflictError, CorruptError, FacegridError, InvalidError, NotFoundError
 from facegrid.format import records
 from facegrid.ids import NodeId
 from facegrid.model import HashRange, NodeInfo
@@ -91,7 +91,7 @@ class FakeNode(ShardServiceServicer):
         self._tasks: asyncio.TaskGroup | None = None
         self._following: list[asyncio.Task[None]] = []
         self._dims: dict[str, int] = {}
-        self._rpc = RpcServer(clock, get_logger("fake"), dev=False)
+        self._rpc: RpcServer | None = None
 
     async def __aenter__(self) -> "FakeNode":
         self._tasks = await asyncio.TaskGroup().__aenter__()
@@ -107,7 +107,7 @@ class FakeNode(ShardServiceServicer):
             task.cancel()
         if self._tasks is not None:
             await self._tasks.__aexit__(None, None, None)
-        await self._rpc.stop(0)
+        await self.crash()
 
     async def listen(self, address: str) -> None:
         """Serve at an address and register."""
@@ -131,7 +131,8 @@ class FakeNode(ShardServiceServicer):
 
     async def crash(self) -> None:
         """Stop listening at once; rows and registration stay."""
-        await self._rpc.stop(0)
+        if self._rpc is not None:
+            await self._rpc.stop(0)
 
     @override
     async def Append(self, request: pb.AppendRequest, context: Context) -> pb.AppendResponse:
@@ -276,7 +277,10 @@ class FakeNode(ShardServiceServicer):
             if isinstance(event, Changed) and event.item is not None:
                 items = (event.item,)
             for item in items:
-                gallery = records.decode_gallery(item.value)
+                try:
+                    gallery = records.decode_gallery(item.value)
+                except CorruptError:
+                    continue
                 for shard in self.shards.values():
                     if shard.gallery == gallery.name:
                         shard.codebook = gallery.codebook
@@ -300,7 +304,10 @@ class FakeNode(ShardServiceServicer):
                     pass
 
     async def _open(self, value: bytes) -> None:
-        shard_map = records.decode_shard_map(value)
+        try:
+            shard_map = records.decode_shard_map(value)
+        except CorruptError:
+            return
         found = await self._coordinator.get(keys.gallery(shard_map.gallery))
         if found is None:
             return

@@ -11,6 +11,7 @@ from facegrid.api.v1 import types_pb2
 from facegrid.clock import Clock
 from facegrid.errors import (
     CorruptError,
+    DeadlineError,
     FacegridError,
     FencedError,
     InvalidError,
@@ -140,12 +141,12 @@ class Reader:
         node_id = fanout.choose_node(shard.node_ids, loads=self._pool.loads(), turn=self._turn)
         try:
             return await self._ask(shard, node_id, pick, request, deadline_s)
+        except DeadlineError:
+            raise
         except AGAIN:
             others = [other for other in shard.node_ids if other != node_id]
-            left_s = time_for_node_s(deadline_s, self._clock)
-            if left_s <= 0:
-                raise
             if not others:
+                left_s = time_for_node_s(deadline_s, self._clock)
                 wait_s = min(REFRESH_S_MAX, left_s * REFRESH_SHARE)
                 await self._watcher.changed(self._watcher.topology, timeout_s=wait_s)
         loads = self._pool.loads()

@@ -19,7 +19,6 @@ from facegrid.errors import (
 )
 from facegrid.ids import GalleryName, NodeId, ShardId
 from facegrid.model import Coverage, ShardAssignment
-from router.dispatch.blame import blamed
 from router.dispatch.positions import Positions
 from router.dispatch.time_left import time_for_node_s
 from router.plan import fanout, merge, tiles
@@ -266,7 +265,11 @@ def _served(topology: Topology, name: GalleryName) -> ServedGallery:
 
 
 def _worth_another_try(failures: Sequence[Failure], known_failing: Collection[NodeId]) -> bool:
-    """Tell whether asking again may help: not for a node that was failing before it was asked."""
+    """Tell whether asking again may help: not once the time is over, and not if all that failed
+    were failing before they were asked.
+    """
+    if any(isinstance(item.error, DeadlineError) for item in failures):
+        return False
     return any(item.node_id not in known_failing for item in failures)
 
 
@@ -337,18 +340,14 @@ def _account(
         searched.append(shard)
     reasons = {item.shard_id: item.reason for item in response.refused}
     failures = tuple(
-        Failure(
-            shard_id,
-            node_id,
-            blamed(
-                UnavailableError(
-                    "shard was not searched",
-                    reason=reasons.get(shard_id) or "NOT_ANSWERED",
-                ),
-                shard_id,
-                node_id,
-            ),
-        )
+        Failure(shard_id, node_id, _refusal(shard_id, node_id, reasons.get(shard_id, "")))
         for shard_id in asked
     )
     return tuple(searched), failures
+
+
+def _refusal(shard_id: ShardId, node_id: NodeId, reason: str) -> UnavailableError:
+    reason = reason or "NOT_ANSWERED"
+    return UnavailableError(
+        f"shard was not searched reason={reason}", reason=reason, shard=shard_id, node=node_id
+    )
