@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from fgctl import cluster_file
+from fgctl.local import processes
 from fgctl.local.cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -132,7 +132,7 @@ def test_a_cluster_comes_back_with_its_data_and_addresses(folder: Path, vectors:
     was = cluster_file.load(folder)
     stopped = answer("local", "down", "--dir", str(folder))["stopped"]
     assert sorted(stopped) == ["etcd1", "n1", "n2", "router1"]
-    assert not [one.pid for one in was.processes if psutil.pid_exists(one.pid)]
+    assert not [one.name for one in was.processes if processes.find(one) is not None]
 
     answer("local", "up", "--dir", str(folder), "--detach")
     now = cluster_file.load(folder)

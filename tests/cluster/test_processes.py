@@ -58,6 +58,25 @@ def test_a_process_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
     assert processes.find(stubborn) is None
 
 
+def test_a_process_has_ended_even_when_its_parent_does_not_ask(tmp_path: Path) -> None:
+    """1. a parent starts a child and sleeps, 2. we kill the child: a zombie of somebody else."""
+    parent = (
+        "import subprocess, sys, psutil, signal;"
+        f" child = subprocess.Popen([sys.executable, '-c', {OBEDIENT!r}],"
+        " stdout=subprocess.PIPE); child.stdout.readline();"
+        " print('ready', child.pid, flush=True); signal.pause()"
+    )
+    record = started(tmp_path / "log", parent)
+    child = psutil.Process(int(processes.log_tail(tmp_path / "log").split()[1]))
+    orphan = ProcessRecord(
+        "c", "node", "", pid=child.pid, created_s=child.create_time(), argv=(*child.cmdline(),)
+    )
+    processes.kill([orphan])
+    assert psutil.pid_exists(orphan.pid)
+    assert processes.find(orphan) is None
+    processes.kill([record])
+
+
 def test_a_stranger_with_the_recorded_pid_is_left_alone(obedient: ProcessRecord) -> None:
     """Pids are reused: 1. ours ends, 2. a stranger gets its pid, 3. `fgctl local down` runs."""
     others_time = replace(obedient, created_s=obedient.created_s - 60)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from facegrid.clock import Clock
+from facegrid.clock import Clock, SystemClock
 from facegrid.errors import UnavailableError
 from fgctl.cluster_file import ProcessRecord
 
@@ -84,10 +84,7 @@ def stop(records: Sequence[ProcessRecord], *, grace_s: float) -> tuple[str, ...]
         Names of those that had to be killed.
     """
     send(records, signal.SIGTERM)
-    living = [process for record in records if (process := find(record)) is not None]
-    _, left = psutil.wait_procs(living, timeout=grace_s)
-    pids_left = {process.pid for process in left}
-    stubborn = [record for record in records if record.pid in pids_left]
+    stubborn = _left(records, grace_s)
     kill(stubborn)
     return tuple(record.name for record in stubborn)
 
@@ -98,12 +95,25 @@ def kill(records: Sequence[ProcessRecord], *, wait_s: float = 10.0) -> None:
     Raises:
         UnavailableError: the system did not end one, which hangs in an uninterruptible call.
     """
-    living = [process for record in records if (process := find(record)) is not None]
     send(records, signal.SIGKILL)
-    _, left = psutil.wait_procs(living, timeout=wait_s)
+    left = _left(records, wait_s)
     if left:
-        pids = " ".join(str(process.pid) for process in left)
+        pids = " ".join(str(record.pid) for record in left)
         raise UnavailableError(f"cannot be killed pids={pids}", reason="PROCESS_STUCK")
+
+
+def _left(records: Sequence[ProcessRecord], timeout_s: float) -> list[ProcessRecord]:
+    """Wait until processes have ended; return those that have not.
+
+    Not psutil.wait_procs: that waits for the pid to vanish, which it does not before the parent
+    asks, and the parent may be another fgctl, or an init that never does.
+    """
+    wait_until(
+        lambda: " ".join(record.name for record in records if find(record) is not None),
+        timeout_s=timeout_s,
+        clock=SystemClock(),
+    )
+    return [record for record in records if find(record) is not None]
 
 
 def log_bytes(log: Path) -> int:
