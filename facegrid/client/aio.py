@@ -163,7 +163,7 @@ class AsyncClient:
             raise InvalidError(
                 f"too many rows for one enrol, use enrol_stream rows={len(rows)}"
                 f" limit={limits.ENROL_ROWS_MAX}",
-                reason="ROWS_COUNT",
+                reason="OUT_OF_BOUNDS",
                 field="vectors",
                 limit=limits.ENROL_ROWS_MAX,
             )

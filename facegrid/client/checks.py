@@ -36,7 +36,7 @@ def checked_rows(
     """Return rows that may be enrolled.
 
     Raises:
-        InvalidError: an array or an id is malformed, or their numbers differ (LENGTH_MISMATCH).
+        InvalidError: an array or an id is malformed, or their numbers differ (ROWS_DIFFER).
     """
     matrix = checked_matrix(x, field="vectors")
     rows = Rows(
@@ -49,7 +49,7 @@ def checked_rows(
             raise InvalidError(
                 f"{field} must have one entry per row of vectors"
                 f" ids={len(values)} rows={len(matrix)}",
-                reason="LENGTH_MISMATCH",
+                reason="ROWS_DIFFER",
                 field=field,
             )
     return rows
@@ -81,8 +81,10 @@ def checked_ids(values: Sequence[str], *, field: str) -> list[str]:
 def checked_matrix(x: npt.ArrayLike, *, field: str) -> FloatArray:
     """Return an array [rows, dim] as float16 if it is that, else as float32; rows are checked.
 
+    Whether dim is the gallery's, the service says.
+
     Raises:
-        InvalidError: DTYPE_UNKNOWN, SHAPE, ROWS_COUNT, DIM_OUT_OF_BOUNDS, and for a row
+        InvalidError: DTYPE_UNKNOWN, SHAPE, OUT_OF_BOUNDS (no rows), and for a row
             VECTOR_NOT_FINITE or VECTOR_NORM.
     """
     matrix = np.asarray(x)
@@ -98,16 +100,8 @@ def checked_matrix(x: npt.ArrayLike, *, field: str) -> FloatArray:
             reason="SHAPE",
             field=field,
         )
-    rows_count, dim = matrix.shape
-    if rows_count == 0:
-        raise InvalidError(f"{field} has no rows", reason="ROWS_COUNT", field=field)
-    if not limits.DIM_MIN <= dim <= limits.DIM_MAX or dim % limits.DIM_STEP:
-        raise InvalidError(
-            f"dim must be a multiple of {limits.DIM_STEP} between {limits.DIM_MIN}"
-            f" and {limits.DIM_MAX} dim={dim}",
-            reason="DIM_OUT_OF_BOUNDS",
-            field=field,
-        )
+    if len(matrix) == 0:
+        raise InvalidError(f"{field} has no rows", reason="OUT_OF_BOUNDS", field=field)
     with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
         single = matrix.astype(np.float32, copy=False)
     _check_rows(single, field)
@@ -118,14 +112,14 @@ def checked_probes(x: npt.ArrayLike, *, field: str = "probes") -> FloatArray:
     """Return probes as `checked_matrix` does; one of shape [dim] becomes [1, dim].
 
     Raises:
-        InvalidError: also for more than limits.PROBES_MAX rows (ROWS_COUNT).
+        InvalidError: also for more than limits.PROBES_MAX rows (OUT_OF_BOUNDS).
     """
     probes = np.asarray(x)
     matrix = checked_matrix(probes[None, :] if probes.ndim == 1 else probes, field=field)
     if len(matrix) > limits.PROBES_MAX:
         raise InvalidError(
             f"too many probes in one call rows={len(matrix)} limit={limits.PROBES_MAX}",
-            reason="ROWS_COUNT",
+            reason="OUT_OF_BOUNDS",
             field=field,
             limit=limits.PROBES_MAX,
         )
@@ -136,12 +130,12 @@ def checked_probe(x: npt.ArrayLike) -> FloatArray:
     """Return one probe as [1, dim].
 
     Raises:
-        InvalidError: also for more than one row (ROWS_COUNT).
+        InvalidError: also for more than one row (OUT_OF_BOUNDS).
     """
     matrix = checked_probes(x, field="probe")
     if len(matrix) != 1:
         raise InvalidError(
-            f"verify takes one probe rows={len(matrix)}", reason="ROWS_COUNT", field="probe"
+            f"verify takes one probe rows={len(matrix)}", reason="OUT_OF_BOUNDS", field="probe"
         )
     return matrix
 
@@ -157,17 +151,10 @@ def check_identify(k: int, threshold: float | None, coverage_min: float | None) 
 
 
 def check_erase(template_ids: Sequence[str], subject_ids: Sequence[str]) -> None:
-    """Raise InvalidError for no ids at all, or for too many (IDS_COUNT)."""
-    if not template_ids and not subject_ids:
-        raise InvalidError("nothing to erase was named", reason="IDS_COUNT", field="subject_ids")
-    for field, values in (("template_ids", template_ids), ("subject_ids", subject_ids)):
-        if len(values) > limits.ERASE_IDS_MAX:
-            raise InvalidError(
-                f"too many {field} in one call ids={len(values)} limit={limits.ERASE_IDS_MAX}",
-                reason="IDS_COUNT",
-                field=field,
-                limit=limits.ERASE_IDS_MAX,
-            )
+    """Raise InvalidError for no ids at all, or for too many (OUT_OF_BOUNDS)."""
+    count = len(template_ids) + len(subject_ids)
+    if not 1 <= count <= limits.ERASE_IDS_MAX:
+        raise _out_of_bounds("ids", f"1 to {limits.ERASE_IDS_MAX}", count)
 
 
 def check_count(value: int, *, field: str) -> int:
