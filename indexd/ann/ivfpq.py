@@ -102,6 +102,11 @@ class IvfPq:
         self.count += len(encoded)
         self._index.ntotal = self.count
 
+    def add_through_faiss(self, x: Float32) -> None:
+        """Add unit vectors by faiss's own code path, to compare `add` with."""
+        self._index.add(x)
+        self.count = self._index.ntotal
+
     def encoded(self, first: int, last: int) -> EncodedRows:
         """Return rows first to last - 1 as they were coded."""
         assert 0 <= first <= last <= self.count, f"rows: {first} {last} of {self.count}"

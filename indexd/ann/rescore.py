@@ -16,7 +16,7 @@ ROW_BITS = 32
 ROW_MASK = (1 << ROW_BITS) - 1
 LAST = np.int64(np.iinfo(np.int64).max)
 """Sorts behind every row."""
-SLICE_ROWS = 8192
+SLICE_ROWS = 1024
 """Rows rescored at a time: keeps the float32 copies in cache."""
 
 

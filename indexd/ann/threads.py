@@ -1,14 +1,17 @@
 """How many threads a search may use."""
 
 import faiss
+import threadpoolctl
 
 
 def set_threads(count: int) -> None:
-    """Let faiss use `count` threads for calls from the current thread.
+    """Let faiss use `count` threads for calls from the current thread, and BLAS one.
 
     OpenMP keeps the number per calling thread: whoever starts a thread that searches, codes or
-    trains calls this in it first. NumPy's matrix products are not covered: they go by
-    OPENBLAS_NUM_THREADS, read when the process starts.
+    trains calls this in it first. BLAS takes one thread in the whole process: its products here
+    are small, and its threads wait for each other by spinning, which made a scan four times slower
+    whenever another thread wanted a core.
     """
     assert count >= 1, f"at least one thread: {count}"
+    threadpoolctl.threadpool_limits(limits=1, user_api="blas")
     faiss.omp_set_num_threads(count)

@@ -116,7 +116,8 @@ def train(sample: Int8, *, seed: int, threads: int) -> Codebook:
     standing = _standing(full, shuffled, mates)
     depth = _depth(standing)
     full = replace(full, rescore_factor=-(-depth // WANTED_TYPICAL))
-    nlist = 1 << (len(shuffled) // LIST_ROWS_MIN).bit_length() - 1 if len(shuffled) else 0
+    # The greatest power of two that leaves the lists long enough.
+    nlist = (1 << (len(shuffled) // LIST_ROWS_MIN).bit_length()) // 2
     if nlist < PRUNED_NLIST_MIN:
         return full
     centroids = _centroids(learnt, nlist, seed)

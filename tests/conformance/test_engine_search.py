@@ -1,0 +1,216 @@
+"""Whatever state a shard's index is in, it answers as brute force does.
+
+The codebooks here rescore every row, so that answers must agree in full: same rows, same bits.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from facegrid import vectors
+from facegrid.vectors import Float32, Int8, Int64, Probes
+from indexd.ann.codebook import Codebook
+from indexd.ann.index import ShardIndex
+from indexd.ann.rescore import Hits
+from indexd.ann.train import train
+
+DIM = 64
+ROWS = 1500
+ALL = -2.0
+Rows = tuple[Int8, Int64]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An index in some state, what is in it, and which rows are erased."""
+
+    index: ShardIndex
+    subjects: Int64
+    erased: Int64
+
+
+def unit_rows(count: int, seed: int) -> Float32:
+    x = np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    x = unit_rows(ROWS, 1)
+    # Exact duplicates, so that equal scores occur, within a subject and between two.
+    x[7], x[900], x[1400] = x[3], x[3], x[20]
+    subjects = np.random.default_rng(2).integers(0, ROWS * 3 // 4, ROWS)
+    subjects[900] = subjects[3]
+    return vectors.quantize(x), subjects
+
+
+@pytest.fixture(scope="module")
+def codebook(rows: Rows) -> Codebook:
+    return replace(train(rows[0], seed=3, threads=1), rescore_factor=ROWS)
+
+
+@pytest.fixture(scope="module")
+def pruned(codebook: Codebook) -> Codebook:
+    """Looks into one list of eight at first."""
+    centroids = unit_rows(8, 4)
+    return replace(codebook, nlist=8, nprobe=8, centroids=centroids)
+
+
+def filled(rows: Rows) -> ShardIndex:
+    index = ShardIndex(DIM)
+    for begin in range(0, ROWS, 400):
+        part = slice(begin, begin + 400)
+        index.append(rows[0][part], rows[1][part].astype(np.int32))
+    return index
+
+
+def exact(rows: Rows, _: Codebook) -> Case:
+    return Case(filled(rows), rows[1], np.empty(0, np.int64))
+
+
+def trained(rows: Rows, codebook: Codebook) -> Case:
+    index = filled(rows)
+    index.swap(index.rebuilt(codebook))
+    assert index.indexed_count == ROWS
+    return Case(index, rows[1], np.empty(0, np.int64))
+
+
+def half_absorbed(rows: Rows, codebook: Codebook) -> Case:
+    index = ShardIndex(DIM)
+    subjects = rows[1].astype(np.int32)
+    index.append(rows[0][:300], subjects[:300])
+    index.swap(index.rebuilt(codebook))
+    index.append(rows[0][300:], subjects[300:])
+    assert index.absorb(rows_max=500) == 500
+    assert (index.indexed_count, index.rows_count) == (800, ROWS)
+    return Case(index, rows[1], np.empty(0, np.int64))
+
+
+def erased(rows: Rows, codebook: Codebook) -> Case:
+    case = half_absorbed(rows, codebook)
+    gone = np.flatnonzero(np.random.default_rng(6).random(ROWS) < 0.3)
+    case.index.erase(gone[::2])
+    case.index.absorb()
+    case.index.erase(gone[1::2])
+    return replace(case, erased=gone)
+
+
+def loaded(rows: Rows, codebook: Codebook) -> Case:
+    """As from segments: rows coded elsewhere come with their codes."""
+    origin = trained(rows, codebook).index
+    index = ShardIndex(DIM)
+    index.swap(index.rebuilt(codebook))
+    for first, last in [(0, 77), (77, 1000), (1000, 1000), (1000, ROWS)]:
+        encoded = origin.encoded(first, last)
+        assert encoded is not None
+        index.append_encoded(rows[0][first:last], rows[1][first:last].astype(np.int32), encoded)
+    assert index.indexed_count == ROWS
+    return Case(index, rows[1], np.empty(0, np.int64))
+
+
+STATES = [exact, trained, half_absorbed, erased, loaded]
+State = Callable[[Rows, Codebook], Case]
+
+
+def truth(case: Case, probe: Probes, k: int, threshold: float) -> list[tuple[int, float]]:
+    """Every live row scored, one after another."""
+    rows = np.setdiff1d(np.arange(case.index.rows_count), case.erased)
+    scores = case.index.compare(probe, rows).tolist()
+    best: dict[int, tuple[int, float]] = {}
+    for row, score in sorted(
+        zip(rows.tolist(), scores, strict=True), key=lambda pair: (-pair[1], pair[0])
+    ):
+        if score >= threshold:
+            best.setdefault(int(case.subjects[row]), (row, score))
+    return list(best.values())[:k]
+
+
+def lists(hits: Hits) -> list[list[tuple[int, float]]]:
+    pairs = list(zip(hits.rows.tolist(), hits.scores.tolist(), strict=True))
+    ends = np.cumsum(hits.counts).tolist()
+    return [pairs[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(("k", "threshold"), [(1, ALL), (10, ALL), (10, 0.25), (2048, ALL)])
+def test_answers_as_brute_force_does(
+    state: State, k: int, threshold: float, rows: Rows, codebook: Codebook
+) -> None:
+    case = state(rows, codebook)
+    probes = vectors.prepare_probes(
+        np.concatenate([unit_rows(4, 9), vectors.dequantize(rows[0][[3, 20, 1499]])])
+    )
+
+    found = lists(case.index.search(probes, k, threshold))
+
+    expected = [truth(case, probes.part(slice(i, i + 1)), k, threshold) for i in range(7)]
+    assert found == expected
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_one_probe_alone_gets_the_bits_it_gets_among_others(
+    state: State, rows: Rows, codebook: Codebook
+) -> None:
+    index = state(rows, codebook).index
+    probes = vectors.prepare_probes(unit_rows(64, 10))
+
+    together = lists(index.search(probes, 5, ALL))
+
+    alone = [lists(index.search(probes.part(slice(i, i + 1)), 5, ALL))[0] for i in range(64)]
+    assert together == alone
+
+
+def test_all_states_give_the_same_answers(rows: Rows, codebook: Codebook) -> None:
+    probes = vectors.prepare_probes(unit_rows(20, 11))
+
+    answers = [
+        lists(state(rows, codebook).index.search(probes, 10, ALL))
+        for state in [exact, trained, half_absorbed, loaded]
+    ]
+
+    assert answers[1:] == answers[:-1]
+
+
+def test_coded_rows_come_back_as_they_were_loaded(rows: Rows, codebook: Codebook) -> None:
+    origin, copy = trained(rows, codebook).index, loaded(rows, codebook).index
+    first, second = origin.encoded(100, 1333), copy.encoded(100, 1333)
+
+    assert first is not None
+    assert second is not None
+    np.testing.assert_array_equal(first.lists, second.lists)
+    np.testing.assert_array_equal(first.codes, second.codes)
+
+
+def test_skipping_lists_ends_when_k_subjects_are_not_found_in_them(
+    rows: Rows, pruned: Codebook
+) -> None:
+    case = trained(rows, replace(pruned, nprobe=1))
+    probes = vectors.prepare_probes(unit_rows(3, 12))
+
+    found = lists(case.index.search(probes, 2048, ALL))
+
+    assert found == [truth(case, probes.part(slice(i, i + 1)), 2048, ALL) for i in range(3)]
+
+
+def test_a_subject_with_most_rows_does_not_crowd_out_the_others(
+    rows: Rows, codebook: Codebook
+) -> None:
+    subjects = np.zeros(ROWS, np.int64)
+    subjects[-5:] = np.arange(1, 6)
+    case = trained((rows[0], subjects), replace(codebook, rescore_factor=1))
+    probes = vectors.prepare_probes(unit_rows(3, 13))
+
+    hits = case.index.search(probes, 6, ALL)
+
+    assert hits.counts.tolist() == [6, 6, 6]
+
+
+def test_erasing_everything_leaves_nothing(rows: Rows, codebook: Codebook) -> None:
+    index = trained(rows, codebook).index
+    index.erase(np.arange(ROWS))
+
+    hits = index.search(vectors.prepare_probes(unit_rows(2, 14)), 10, ALL)
+
+    assert hits.counts.tolist() == [0, 0]
