@@ -37,6 +37,7 @@ class Node:
         self, ports: NodePorts, committer: Committer, trainer: Trainer, view: View
     ) -> None:
         self.copies: dict[ShardId, ShardCopy] = {}
+        self._leaving: dict[ShardId, ShardCopy] = {}
         self.view = view
         self._ports = ports
         self._committer = committer
@@ -153,11 +154,8 @@ class Node:
         for shard_id in [shard_id for shard_id in self.copies if shard_id not in wanted]:
             if shard_id in dropped:
                 continue
-            copy = self.copies.pop(shard_id)
-            if self.view.gallery(copy.gallery.name) is None:
-                self._start(f"abandon {shard_id}", copy.abandon())
-            else:
-                self._start(f"close {shard_id}", copy.close())
+            self._leaving[shard_id] = self.copies.pop(shard_id)
+            self._start(f"close {shard_id}", self._let_go(shard_id))
         for shard_id, record in dropped.items():
             self._start(f"drop {shard_id}", self._drop(record))
         for copy in self.copies.values():
@@ -259,10 +257,19 @@ class Node:
                 copy.fail(error)
         self._changed.set()
 
+    async def _let_go(self, shard_id: ShardId) -> None:
+        """Close a shard that the map no longer gives to this node."""
+        try:
+            await self._leaving[shard_id].close()
+        finally:
+            del self._leaving[shard_id]
+
     async def _drop(self, record: Dropped) -> None:
         """Delete a dropped shard's objects, then its keys; started again until it is through."""
         store, shard_id = self._ports.store, record.shard_id
-        copy = self.copies.pop(shard_id, None)
+        # The map and this record come by watches of their own, in either order: a copy may be
+        # writing its last segment, which must not appear behind the deletion.
+        copy = self.copies.pop(shard_id, None) or self._leaving.get(shard_id)
         if copy is not None:
             await copy.abandon()
         prefixes = [f"shards/{shard_id}/"]

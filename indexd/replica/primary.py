@@ -100,9 +100,9 @@ class Primary(ShardCopy):
             captured = flushing.capture(self.state, self.persisted, self.generation)
             coded = await self.on(self.ports.search_thread, lambda: flushing.coded_rows(captured))
             built = await self.on(self.ports.build_thread, lambda: flushing.build(captured, coded))
-            for segment in built.segments:
-                await self._put(segment)
-            await self._put(built.manifest)
+            for item in (*built.segments, built.manifest):
+                self.check_serving()
+                await self._put(item)
             await self._commit(built)
             self.persisted = built.persisted
             self.log.info(

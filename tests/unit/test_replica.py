@@ -282,3 +282,44 @@ async def test_a_follower_that_cannot_confirm_its_tip_stops_serving(world: World
         follower.check_serving()
 
         assert (stale.value.reason, follower.phase) == ("FOLLOWER_STALE", Phase.SERVING)
+
+
+class HaltingStore(MemoryBlobStore):
+    """Segments wait to be stored until the test lets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halted = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    @override
+    async def put_new(self, name: str, data: bytes) -> None:
+        if "/segments/" in name:
+            self.halted.set()
+            await self.go_on.wait()
+        await super().put_new(name, data)
+
+
+async def test_nothing_is_stored_after_a_shard_was_abandoned(world: World) -> None:
+    """1 a flush is storing its segment; 2 the gallery is dropped; 3 the flush goes on."""
+    world.store = store = HaltingStore()
+    async with world.primary("b1") as primary, asyncio.TaskGroup() as tasks:
+        await primary.write(enrol(1))
+        flush = tasks.create_task(refused(primary))
+        await store.halted.wait()
+        abandoning = tasks.create_task(primary.abandon())
+        while primary.phase is Phase.SERVING:
+            await primary.ports.clock.sleep(0)
+        store.go_on.set()
+        await abandoning
+        stored = set(store.objects)
+        await flush
+
+        assert set(store.objects) == stored
+        assert not [name for name in stored if "/manifests/" in name]
+
+
+async def refused(primary: Primary) -> None:
+    """Flush, which the drop interrupts."""
+    with pytest.raises(FencedError):
+        await primary.flush()
