@@ -37,11 +37,11 @@ def test_tracebacks_never_show_what_variables_held(
     capsys: pytest.CaptureFixture[str], fmt: str
 ) -> None:
     configure("indexd", fmt="json" if fmt == "json" else "console")
-    held = "-".join(["secret", "subject"])
+    held = f"a secret in {fmt}"
     try:
-        {}[len(held)]
-    except KeyError:
+        int("")
+    except ValueError:
         get_logger("engine").exception("broke")
     printed = capsys.readouterr().err
-    assert "KeyError: 14" in printed
+    assert "ValueError" in printed
     assert held not in printed
