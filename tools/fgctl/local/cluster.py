@@ -30,7 +30,11 @@ GRACE_S = 30.0
 """How long a process may take to flush and end before it is killed."""
 STOP_ORDER: tuple[Kind, ...] = ("router", "node", "etcd")
 
-SETTLED = (shard_service_pb2.SHARD_STATE_SERVING, shard_service_pb2.SHARD_STATE_FAILED)
+SETTLED = (
+    shard_service_pb2.SHARD_STATE_SERVING,
+    shard_service_pb2.SHARD_STATE_FENCED,
+    shard_service_pb2.SHARD_STATE_FAILED,
+)
 """States of a shard that waiting does not change."""
 
 
@@ -319,11 +323,10 @@ def _shard_problem(
     answering: dict[str, admin_service_pb2.ClusterStatusResponse.Node],
     nodes: Sequence[str],
 ) -> str:
-    # Only the primary opens its shard for writes; the others follow.
-    primary = shard.node_ids[0]
-    if primary not in nodes:
-        return ""
-    states = [one.state for one in answering[primary].shards if one.shard_id == shard.id]
-    if any(state in SETTLED for state in states):
-        return ""
-    return f"{primary}: shard is not open yet shard={shard.id}"
+    for node_id in shard.node_ids:
+        if node_id not in nodes:
+            continue
+        states = [one.state for one in answering[node_id].shards if one.shard_id == shard.id]
+        if not any(state in SETTLED for state in states):
+            return f"{node_id}: shard is not open yet shard={shard.id}"
+    return ""

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,27 +47,27 @@ def identify(
     target: Target, gallery: str, path: Path, *, k: int, threshold: float | None, out: Path | None
 ) -> None:
     """Find the subjects that resemble each probe most (1:N)."""
-    probes = open_npy(path)
+    everything = open_npy(path)
+    shown_only = out is None and not target.as_json
+    probes = everything[:SHOWN_PROBES] if shown_only else everything
     with (
         target.client() as client,
         render.metered("identifying", len(probes), quiet=target.as_json) as meter,
     ):
-        answers = _answers(
-            partial(client.identify, gallery, k=k, threshold=threshold), probes, meter
-        )
-        if out is not None:
+        search = partial(client.identify, gallery, k=k, threshold=threshold)
+        answers = _answers(search, probes, meter)
+        if out is None:
+            lists = list(answers)
+        else:
             _write(out, answers)
             lists = []
-        else:
-            wanted = len(probes) if target.as_json else SHOWN_PROBES
-            lists = list(islice(answers, wanted))
     if out is not None:
         _show_written(target, gallery, len(probes), out)
     elif target.as_json:
         rows = [list_json(row, one) for row, one in enumerate(lists)]
         render.show_json({"gallery": gallery, "lists": rows})
     else:
-        _show(lists, len(probes))
+        _show(lists, len(everything))
 
 
 def _answers(
