@@ -46,7 +46,7 @@ class KeySpace:
 
     def from_wire(self, key: bytes) -> str:
         """Return the key as callers know it."""
-        return key.decode().removeprefix(self._root)
+        return key.decode(errors="replace").removeprefix(self._root)
 
     def item(self, kv: pb.KeyValue) -> KeyValue:
         """Return a key with its value."""

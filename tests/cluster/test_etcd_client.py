@@ -157,6 +157,23 @@ async def test_a_watch_that_compaction_left_behind_lists_again(
         assert await changes_of(watch, 1) == [fourth]
 
 
+async def test_a_store_that_was_lost_and_begun_anew_is_listed_again(
+    member: LocalEtcd, clients: Any, tmp_path: Path
+) -> None:
+    """Its revisions begin anew: waiting for the next one would be waiting for ever."""
+    client = clients(member.endpoints)
+    async with aclosing(client.watch("")) as watch:
+        await changes_of(watch, 1)
+        for value in (b"1", b"2"):
+            await put(client, "a", value)
+        await changes_of(watch, 2)
+        member.kill()
+        shutil.rmtree(tmp_path / "etcd1")
+        member.start("etcd1")
+
+        assert await changes_of(watch, 1) == [Listing(Snapshot(1, ()))]
+
+
 async def test_a_member_that_falls_silent_is_noticed_and_left_for_another(
     trio: LocalEtcd, clients: Any
 ) -> None:

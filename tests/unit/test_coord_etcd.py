@@ -1,6 +1,7 @@
 """The pure parts of the etcd client: key names, prefixes, messages, command lines."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,8 +9,9 @@ from facegrid.api.etcd.v3 import etcd_pb2 as pb
 from facegrid.clock import SystemClock
 from facegrid.coord import keys
 from facegrid.coord.etcd import EtcdCoordinator
-from facegrid.coord.port import KeyValue
-from facegrid.coord.watch import KeySpace, prefix_end
+from facegrid.coord.port import Changed, KeyValue, Progress
+from facegrid.coord.transport import EtcdTransport
+from facegrid.coord.watch import KeySpace, Watch, prefix_end
 from facegrid.errors import InvalidError
 from facegrid.ids import GalleryName, NodeId, ShardId
 from facegrid.rpc.channel import TlsFiles
@@ -90,6 +92,63 @@ def test_messages_have_the_bytes_that_etcd_expects() -> None:
     )
     assert watch.SerializeToString(deterministic=True).hex() == "0a080a016b12016c1806"
     assert events.SerializeToString(deterministic=True).hex() == "5a09080112050a016b1804"
+
+
+def standing_at(next_revision: int) -> Watch:
+    """Return a watch of cluster 7 that has seen everything before a revision."""
+    transport = EtcdTransport(["127.0.0.1:1"], clock=SystemClock())
+    watch = Watch(transport, KeySpace("r/"), "", SystemClock())
+    watch._next_revision = next_revision
+    watch._cluster_id = 7
+    return watch
+
+
+def answer(revision: int, cluster_id: int = 7, **fields: Any) -> pb.WatchResponse:
+    """Return an answer on a watch stream."""
+    header = pb.ResponseHeader(cluster_id=cluster_id, revision=revision)
+    return pb.WatchResponse(header=header, **fields)
+
+
+@pytest.mark.parametrize(
+    ("response", "lost"),
+    [
+        (answer(9, created=True), False),
+        (answer(12, created=True), False),
+        (answer(8, created=True), True),
+        (answer(8), False),
+        (answer(9, cluster_id=8), True),
+        (answer(12, canceled=True, compact_revision=11), True),
+    ],
+    ids=["resumed", "behind", "gone-back", "sign-of-life", "other-cluster", "compacted"],
+)
+def test_a_watch_knows_when_it_may_have_missed_something(
+    response: pb.WatchResponse, *, lost: bool
+) -> None:
+    assert standing_at(10)._is_lost(response) is lost
+
+
+def test_changes_that_come_twice_are_told_once() -> None:
+    """Etcd before 3.5.8 may repeat events (etcd issue 15220)."""
+    watch = standing_at(10)
+    events = [
+        pb.Event(kv=pb.KeyValue(key=b"r/old", value=b"1", mod_revision=9)),
+        pb.Event(kv=pb.KeyValue(key=b"r/a", value=b"2", mod_revision=10)),
+        pb.Event(type=pb.Event.DELETE, kv=pb.KeyValue(key=b"r/b", mod_revision=10)),
+    ]
+
+    first = watch._news(answer(10, events=events))
+    again = watch._news(answer(10, events=events))
+
+    assert first == [
+        Changed("put", "a", KeyValue("a", b"2", 10), 10),
+        Changed("delete", "b", None, 10),
+    ]
+    assert again == [Progress(10)]
+
+
+def test_a_sign_of_life_claims_no_more_than_what_was_delivered() -> None:
+    """Etcd before 3.5.8 may name a revision whose changes are still on their way."""
+    assert standing_at(10)._news(answer(99, watch_id=-1)) == [Progress(9)]
 
 
 @pytest.mark.parametrize("endpoints", [[], ["localhost"], ["http://localhost:2379"]])
