@@ -28,8 +28,8 @@ could take a member's port while the member is down."""
 READY_S: Final = 30.0
 READY_POLL_S: Final = 0.05
 STOP_S: Final = 2.0
-"""Then SIGKILL, which etcd survives by design: when all members stop at once, the leader would spend
-7 s on looking for a successor."""
+"""Then SIGKILL, which etcd survives by design: when all members stop at once, the leader would
+spend 7 s on looking for a successor."""
 
 
 @dataclass(frozen=True, slots=True)
