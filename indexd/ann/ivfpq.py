@@ -96,9 +96,8 @@ class IvfPq:
         for number, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             if begin == end:
                 continue
-            ids = order[begin:end] + self.count
-            blocks = fastscan.pack(encoded.codes[order[begin:end]])
-            self._lists.add_entries(number, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(blocks))
+            taken = order[begin:end]
+            self._extend(number, taken + self.count, encoded.codes[taken])
         self.count += len(encoded)
         self._index.ntotal = self.count
 
@@ -140,6 +139,24 @@ class IvfPq:
             parameters.sel = faiss.IDSelectorBitmap(len(live), faiss.swig_ptr(live))
         found: Int64 = self._index.search(probes.unit, wanted, params=parameters)[1]
         return found
+
+    def _extend(self, number: int, ids: Int64, codes: UInt8) -> None:
+        """Append entries to a list, in place.
+
+        BlockInvertedLists.add_entries is not used: where a list's length is a multiple of the
+        bytes of a block it copies the whole list's length from the new codes, past both ends.
+        """
+        size = self._lists.list_size(number)
+        whole = size - size % fastscan.BLOCK_ROWS
+        # The last block is taken apart and packed again with what comes after.
+        opened = self._stored(number, whole, size) if whole < size else codes[:0]
+        blocks = fastscan.pack(np.concatenate([opened, codes]))
+        self._lists.resize(number, size + len(ids))
+        faiss.rev_swig_ptr(self._lists.get_ids(number), size + len(ids))[size:] = ids
+        stored = faiss.rev_swig_ptr(
+            self._lists.get_codes(number), whole * self.code_bytes + blocks.size
+        )
+        stored[whole * self.code_bytes :] = blocks.reshape(-1)
 
     def _stored(self, number: int, begin: int, end: int) -> UInt8:
         """Return the plain codes of entries begin to end - 1 of a list."""
