@@ -17,6 +17,7 @@ from facegrid.format.log import EnrolRecord, EraseRecord, LogRecord, LogRef
 from facegrid.ids import ShardId, subject_key
 from facegrid.model import HashRange
 from indexd.ann.index import ShardIndex
+from indexd.ann.ivfpq import IvfPq
 from indexd.engine import digest as digests
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.columns import HashColumn, SubjectRows, TextColumn
@@ -89,6 +90,13 @@ class ShardState:
         assert self.rows_count == 0, "rows that are there are coded in the background"
         self.index.swap(self.index.rebuilt(named.codebook))
         self.codebook = named.sha256
+
+    def adopt(self, coded: IvfPq, sha256: str) -> None:
+        """Search through a new index from now on. For the owner thread: whoever asks there for
+        codes must hear of index and codebook together.
+        """
+        self.index.swap(coded)
+        self.codebook = sha256
 
     # Planning
 

@@ -133,15 +133,11 @@ class Node:
     async def _watch(self, prefix: str) -> None:
         """Keep one prefix of the view up to date."""
         async for event in self._ports.coord.watch(prefix):
-            try:
-                changed = self.view.take(prefix, event)
-            except CorruptError as error:
-                self._ports.logger.error(  # noqa: TRY400 - the record is named; a trace adds nothing
-                    "record not understood", prefix=prefix, problem=error.message
-                )
-                continue
-            if changed:
+            known = dict(self.view.refused)
+            if self.view.take(prefix, event):
                 self._changed.set()
+            for key, problem in self.view.refused.items() - known.items():
+                self._ports.logger.error("record not understood", key=key, problem=problem)
 
     def _reconcile(self) -> None:
         """Start whatever makes this node hold what the maps say."""

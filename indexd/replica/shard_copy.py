@@ -170,8 +170,7 @@ class ShardCopy(ABC):
                 return
             started_s = self.ports.clock.now_s()
             built = await self.on(self.ports.build_thread, lambda: index.rebuilt(named.codebook))
-            await self.on(self.ports.search_thread, lambda: index.swap(built))
-            state.codebook = named.sha256
+            await self.on(self.ports.search_thread, lambda: state.adopt(built, named.sha256))
             await self.on(self.ports.search_thread, index.absorb)
             self.log.info(
                 "codebook in use",

@@ -41,27 +41,41 @@ class Holding:
 
 @dataclass(slots=True)
 class View:
-    """Keys by prefix. `listed` tells which prefixes have been read in full."""
+    """Keys by prefix. `listed` tells which prefixes have been read in full, `refused` which keys hold
+    what this version cannot read, and why: one such record must not hide the others.
+    """
 
     seen: dict[str, dict[str, Seen]] = field(
         default_factory=lambda: {prefix: {} for prefix in WATCHED}
     )
     listed: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def take(self, prefix: str, event: WatchEvent) -> bool:
         """Take in an event; tell whether anything is different now."""
         match event:
             case Listing(snapshot=snapshot):
-                self.seen[prefix] = {item.key: _decode(prefix, item) for item in snapshot.items}
+                self.seen[prefix] = {}
+                for item in snapshot.items:
+                    self._put(prefix, item)
                 self.listed.add(prefix)
                 return True
             case Changed(key=key, item=None):
                 return self.seen[prefix].pop(key, None) is not None
             case Changed(key=key, item=KeyValue() as item):
-                self.seen[prefix][key] = _decode(prefix, item)
+                self.seen[prefix].pop(key, None)
+                self._put(prefix, item)
                 return True
             case _:
                 return False
+
+    def _put(self, prefix: str, item: KeyValue) -> None:
+        """Keep a record, or the reason why it cannot be read."""
+        self.refused.pop(item.key, None)
+        try:
+            self.seen[prefix][item.key] = _decode(prefix, item)
+        except CorruptError as error:
+            self.refused[item.key] = error.message
 
     @property
     def complete(self) -> bool:
