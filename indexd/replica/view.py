@@ -41,8 +41,10 @@ class Holding:
 
 @dataclass(slots=True)
 class View:
-    """Keys by prefix. `listed` tells which prefixes have been read in full, `refused` which keys hold
-    what this version cannot read, and why: one such record must not hide the others.
+    """Keys by prefix.
+
+    `listed` tells which prefixes have been read in full, `refused` which keys hold what this
+    version cannot read, and why: one such record must not hide the others.
     """
 
     seen: dict[str, dict[str, Seen]] = field(
