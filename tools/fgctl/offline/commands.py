@@ -134,7 +134,7 @@ def verify_command(
 
 
 async def _verify(reader: DirectoryReader, scope: Scope, *, quiet: bool) -> StoreReport:
-    store = await survey(reader)
+    store = await survey(reader, await reader.strangers())
     with render.metered("objects checked", store.work(scope), quiet=quiet) as meter:
         return await verify(store, scope, on_read=lambda: meter.advance(1))
 

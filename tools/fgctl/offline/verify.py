@@ -1,9 +1,9 @@
 """Checks a whole store: every shard, every codebook, and lists what does not belong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from facegrid.blob.reader import DirectoryReader
+from facegrid.blob.reader import BlobReader
 from facegrid.coord import keys
 from facegrid.errors import NotFoundError
 from facegrid.format.codebook import codebook_name, decode_codebook
@@ -84,7 +84,7 @@ class Scope:
 class Survey:
     """A store about to be checked."""
 
-    reader: DirectoryReader
+    reader: BlobReader
     names: tuple[str, ...]
     inventory: Inventory
     strangers: tuple[str, ...]
@@ -98,10 +98,10 @@ class Survey:
         return sum(one.count for one in shards) + len(self.inventory.codebooks)
 
 
-async def survey(reader: DirectoryReader) -> Survey:
-    """List a store."""
+async def survey(reader: BlobReader, strangers: Sequence[str] = ()) -> Survey:
+    """List a store, in which there are these files that are no objects."""
     names = await reader.list("")
-    return Survey(reader, tuple(names), take_inventory(names), tuple(await reader.strangers()))
+    return Survey(reader, tuple(names), take_inventory(names), tuple(strangers))
 
 
 async def verify(
