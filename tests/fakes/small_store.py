@@ -68,6 +68,8 @@ class Small:
     erase: str
     zombie: str
     second: tuple[str, str]
+    tips: tuple[LogRef, LogRef]
+    pointer: ManifestPointer
 
 
 def codes(*numbers: int) -> np.ndarray[tuple[int, int], np.dtype[np.int8]]:
@@ -146,6 +148,8 @@ def small_store() -> Small:
         erase=log_name(FIRST, fourth),
         zombie=log_name(FIRST, zombie),
         second=(log_name(SECOND, one), log_name(SECOND, two)),
+        tips=(fourth, two),
+        pointer=pointer,
     )
 
 

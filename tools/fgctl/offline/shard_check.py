@@ -30,6 +30,9 @@ class ShardReport:
         generation: of the ruling manifest, or of the last log object where that is higher.
         digest: of the live rows, 32 hex digits, to be compared with what a node says; empty where
             damage stood in the way.
+        tip: the last object of the log, or the one that the manifest ends with; None: no log.
+        pointer: names the ruling manifest; None: there is none.
+        generation_max: the highest that any object names, committed or not.
         whole: nothing was wrong.
     """
 
@@ -42,6 +45,9 @@ class ShardReport:
     digest: str
     segments_count: int
     log_objects_count: int
+    tip: LogRef | None
+    pointer: ManifestPointer | None
+    generation_max: int
     whole: bool
 
 
@@ -84,18 +90,26 @@ class ShardCheck:
             await self._replay(chain, replay)
         self._check_expected(ruling, chain)
         whole = len(self._findings.problems) == before
-        generations = [0 if ruling is None else ruling.generation]
-        generations += [entry.ref.generation for entry in chain.entries[-1:]]
+        ends = [entry.ref for entry in chain.entries[-1:]]
+        covered = None if ruling is None else ruling.log
+        generation = 0 if ruling is None else ruling.generation
         return ShardReport(
             shard_id=self._shard_id,
             gallery=gallery_of(self._shard_id)[0],
             manifest=self._manifest_sha256,
-            generation=max(generations),
+            generation=max([generation, *(ref.generation for ref in ends)]),
             position=replay.position,
             templates_count=replay.templates_count,
             digest=digests.to_bytes(replay.digest).hex() if whole else "",
             segments_count=0 if ruling is None else len(ruling.segments),
             log_objects_count=len(chain.entries),
+            tip=ends[0] if ends else covered,
+            pointer=(
+                None
+                if ruling is None
+                else ManifestPointer(self._manifest_sha256, ruling.position, ruling.generation)
+            ),
+            generation_max=self._generation_max(manifests),
             whole=whole,
         )
 
@@ -359,6 +373,12 @@ class ShardCheck:
             )
 
     # Words
+
+    def _generation_max(self, manifests: dict[str, Manifest]) -> int:
+        """Return the highest generation that any object of the shard names."""
+        parsed = [parse_log_name(name) for name in self._names.logs]
+        seen = [found[0] for found in parsed if found is not None]
+        return max([0, *seen, *(manifest.generation for manifest in manifests.values())])
 
     def _missing(self, name: str, problem: str, *, reason: str = "OBJECT_MISSING") -> None:
         self._findings.problem(name, reason, problem)
