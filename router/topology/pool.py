@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Pick = Callable[[ShardServiceAsyncStub], UnaryUnaryMultiCallable[Request, Response]]
 
+TRANSPORT: Final = "TRANSPORT"
+"""Reason of errors that gRPC raised by itself."""
 FAILING_S: Final = 1.0
 """How long a node that failed is passed over where another one holds the shard too."""
 LATENCY_WEIGHT: Final = 0.2
@@ -77,7 +79,8 @@ class NodePool:
             timeout_s: how long to wait.
 
         Raises:
-            UnavailableError: the node is not known (NODE_UNKNOWN) or cannot be reached.
+            UnavailableError: the node is not known (NODE_UNKNOWN) or cannot be reached
+                (NODE_UNREACHABLE).
             FacegridError: what the node raised.
         """
         address = topology.addresses.get(node_id)
@@ -91,7 +94,11 @@ class NodePool:
             error.facts.setdefault("node", node_id)
             if _is_failure(error, timeout_s):
                 self._fail(node_id)
-                error.message = f"{error.message} node={node_id} address={address}"
+                error.message = (
+                    f"node cannot be reached: {error.message} node={node_id} address={address}"
+                )
+                if error.reason == TRANSPORT:
+                    error.reason = "NODE_UNREACHABLE"
             raise
 
     async def search(
@@ -143,4 +150,4 @@ def _is_failure(error: UnavailableError, timeout_s: float) -> bool:
     """Tell a node that cannot be reached from one that answered that it cannot do something."""
     if isinstance(error, DeadlineError):
         return timeout_s >= HUNG_S
-    return error.reason == "TRANSPORT"
+    return error.reason == TRANSPORT

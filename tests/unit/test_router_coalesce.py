@@ -130,6 +130,25 @@ async def test_many_waiting_probes_go_out_without_waiting() -> None:
     assert b.searcher.asked[2].probes == b"ddeeff"
 
 
+async def test_a_few_long_lists_never_make_many_short_ones_long() -> None:
+    async with bench(candidates_max=100) as b:
+        tasks = [b.ask("a")]
+        await b.searcher.batches(1)
+        tasks += [b.ask("b", k=90), b.ask("c", rows=2), b.ask("d", k=30)]
+        await turn()
+        for number in range(3):
+            await b.searcher.batches(number + 1)
+            b.searcher.answers[number].set_result(ANSWER)
+        for task in tasks:
+            await task
+
+    assert [(asked.probes, asked.k) for asked in b.searcher.asked] == [
+        (b"a", 1),
+        (b"b", 90),
+        (b"ccd", 30),
+    ]
+
+
 async def test_a_batch_that_takes_oddly_long_holds_nobody_up() -> None:
     async with bench(wait_s_min=0.001) as b:
         slow = b.ask("a")
