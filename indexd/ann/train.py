@@ -80,7 +80,7 @@ class Standing:
     """Where the rows of pseudo-mates stand among all rows of the trial.
 
     Attributes:
-        places: int64 [m], rows ahead of the mate's by their codes; DEPTHS[-1] stands for more.
+        places: int64 [m], rows ahead of the mate's by their codes; DEPTHS[-1] stands for many.
         outranked: bool [m], another row has a higher exact score: exact search misses it as well.
     """
 
@@ -198,7 +198,8 @@ def _standing(codebook: Codebook, trial: Int8, mates: Mates) -> Standing:
     rows.append(trial, np.zeros(len(trial), np.int32))
     coded = IvfPq(codebook)
     encode_rows(coded, rows, len(trial))
-    wanted = min(DEPTHS[-1], len(trial))
+    # Further down the trial, a mate would be out of reach in the grown gallery anyway.
+    wanted = min(DEPTHS[-1] // GROWTH, len(trial))
     found = coded.search(mates.probes, wanted, nprobe=codebook.nlist, live=None)
     own = found == mates.rows[:, None]
     places = np.where(own.any(axis=1), own.argmax(axis=1), DEPTHS[-1])
