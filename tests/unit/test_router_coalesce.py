@@ -10,7 +10,7 @@ import pytest
 
 from facegrid.clock import SystemClock
 from facegrid.errors import DeadlineError, OverloadedError, UnavailableError
-from facegrid.ids import GalleryName, ShardId
+from facegrid.ids import GalleryName, NodeId, ShardId
 from facegrid.model import Coverage
 from router.dispatch.coalesce import CoalesceLimits, Coalescer, Share, joined
 from router.dispatch.positions import Positions
@@ -240,7 +240,7 @@ async def test_too_many_waiting_probes_are_told_to_slow_down() -> None:
 async def test_a_token_that_nobody_was_seen_to_reach_is_searched_for_alone() -> None:
     shard = ShardId("g.1.0000")
     async with bench() as b:
-        b.positions.note([(shard, 5)])
+        b.positions.note(NodeId("n1"), [(shard, 5)])
         first = b.ask("a")
         await b.searcher.batches(1)
         known = b.ask("b", positions={shard: 5})
