@@ -115,6 +115,7 @@ class ShardService(ShardServiceServicer):
         if not copies:
             return response
         probes = checks.probes(request, copies[0].gallery.dim)
+        checks.check_candidates(len(probes), request.k)
         # Stated as of before the search: what came in while it ran may not have been seen.
         positions = [copy.state.position for copy in copies]
         found = await self._search(copies, probes, request, deadline_s)
