@@ -1,6 +1,7 @@
 """`make demo`, on few templates: it says ok, and leaves nothing behind."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,26 @@ def test_demo_fails_with_a_reason_before_anything_is_started(tmp_path: Path) -> 
         "demo: failed step=make_data reason=vector is zero or not finite row=0"
     )
     assert left_behind(tmp_path / "scratch") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_interrupted_amid_its_work_stops_what_it_started(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench.demo", "--templates", "20000"],
+        cwd=ROOT,
+        env={"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as demo:
+        assert demo.stdout is not None
+        reached = any(line == "4/10 enrol\n" for line in demo.stdout)
+        demo.send_signal(number)
+        after = demo.stdout.read().splitlines()
+
+    assert reached
+    assert demo.returncode == 1
+    assert re.fullmatch(r"demo: failed step=\w+ reason=interrupted", after[-1])
+    assert left_behind(tmp_path) == []
