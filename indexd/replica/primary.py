@@ -6,7 +6,7 @@ from typing_extensions import override
 
 from facegrid import limits
 from facegrid.coord import keys
-from facegrid.coord.port import Guard, Put
+from facegrid.coord.port import Guard, Put, ValueGuard
 from facegrid.errors import ConflictError, FencedError, UnavailableError
 from facegrid.format.log import log_prefix, parse_log_name
 from facegrid.format.manifest import manifest_prefix
@@ -21,6 +21,7 @@ from indexd.engine.requests import Outcome, WriteRequest
 from indexd.replica.committer import Committer
 from indexd.replica.fence import Fence, claim
 from indexd.replica.shard_copy import NodePorts, Phase, ShardCopy
+from indexd.replica.unsettled import settle
 from indexd.replica.writer import ShardWriter
 
 
@@ -50,7 +51,7 @@ class Primary(ShardCopy):
         Raises:
             FencedError: somebody else claimed it meanwhile; look at the map again.
             UnavailableError: etcd or the store cannot be reached; try again.
-            CorruptError: stored bytes are damaged.
+            CorruptError: stored bytes are damaged, or etcd is behind the store (ETCD_BEHIND).
         """
         started_s = self.ports.clock.now_s()
         shard_id = self.assignment.shard_id
@@ -60,6 +61,9 @@ class Primary(ShardCopy):
             claimant=self.ports.claimant,
             gallery=self.gallery.name,
             map_revision=map_revision,
+        )
+        fence = await settle(
+            self.ports.coord, self.ports.store, shard_id, fence=fence, log=self.log
         )
         await self.load(fence.manifest, fence.tip, codebook)
         self._fence = fence
@@ -119,8 +123,8 @@ class Primary(ShardCopy):
         shard_id = self.assignment.shard_id
         captured = built.capture
         pointer = ManifestPointer(built.manifest.sha256, captured.position, captured.generation)
-        guards = [
-            Guard(keys.generation(shard_id), self._fence.gen_revision),
+        guards: list[Guard | ValueGuard] = [
+            ValueGuard(keys.generation(shard_id), self._fence.claim),
             Guard(keys.manifest(shard_id), self._manifest_revision),
         ]
         value = encode_manifest_pointer(pointer)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from facegrid.blob.reader import DirectoryReader
+from facegrid.blob.reader import BlobReader
 from facegrid.clock import SystemClock
 from facegrid.coord.etcd import EtcdCoordinator
 from fgctl import meta_file, render
@@ -95,7 +95,7 @@ async def _save(etcd: str, prefix: str) -> meta_file.Meta:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def recover_command(
-    reader: DirectoryReader,
+    reader: BlobReader,
     *,
     etcd: str,
     etcd_prefix: str,
@@ -122,7 +122,7 @@ def recover_command(
 
 
 async def _plan(
-    reader: DirectoryReader, saved: meta_file.Meta | None, etcd: str, prefix: str, *, quiet: bool
+    reader: BlobReader, saved: meta_file.Meta | None, etcd: str, prefix: str, *, quiet: bool
 ) -> recovery.Plan:
     async with _coordinator(etcd, prefix) as coord:
         current = await recovery.read_current(coord, unix_ms=SystemClock().unix_ms())

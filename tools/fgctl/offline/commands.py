@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from facegrid.blob.reader import DirectoryReader
+from facegrid.blob.reader import BlobReader
 from facegrid.errors import NotFoundError
 from facegrid.format.inventory import ShardNames, gallery_of, take_inventory
 from facegrid.ids import ShardId
@@ -28,7 +28,7 @@ def offline() -> None:
 @click.option("--gallery", default="", metavar="NAME", help="Only the shards of this gallery.")
 @click.option("--shard", default="", metavar="SHARD", help="Only this shard.")
 @json_option
-def manifest_command(reader: DirectoryReader, *, gallery: str, shard: str, as_json: bool) -> None:
+def manifest_command(reader: BlobReader, *, gallery: str, shard: str, as_json: bool) -> None:
     """List shards with their newest manifests."""
     shown = asyncio.run(_manifests(reader, gallery, shard))
     if as_json:
@@ -37,9 +37,7 @@ def manifest_command(reader: DirectoryReader, *, gallery: str, shard: str, as_js
         manifests.show(shown)
 
 
-async def _manifests(
-    reader: DirectoryReader, gallery: str, shard: str
-) -> list[manifests.ShownShard]:
+async def _manifests(reader: BlobReader, gallery: str, shard: str) -> list[manifests.ShownShard]:
     inventory = take_inventory(await reader.list(""))
     wanted = [
         (shard_id, names)
@@ -56,7 +54,7 @@ async def _manifests(
 @click.option("--shard", required=True, metavar="SHARD", help="Whose log, as manifest lists it.")
 @ids_option
 @json_option
-def log_command(reader: DirectoryReader, *, shard: str, with_ids: bool, as_json: bool) -> None:
+def log_command(reader: BlobReader, *, shard: str, with_ids: bool, as_json: bool) -> None:
     """List the records of a shard's log, in order; then objects that are not in it."""
     shown = asyncio.run(_log(reader, shard))
     if as_json:
@@ -65,11 +63,11 @@ def log_command(reader: DirectoryReader, *, shard: str, with_ids: bool, as_json:
         logs.show(shown, with_ids=with_ids)
 
 
-async def _log(reader: DirectoryReader, shard: str) -> list[logs.ShownObject]:
+async def _log(reader: BlobReader, shard: str) -> list[logs.ShownObject]:
     return await logs.walk(reader, shard, await _shard_names(reader, shard))
 
 
-async def _shard_names(reader: DirectoryReader, shard: str) -> ShardNames:
+async def _shard_names(reader: BlobReader, shard: str) -> ShardNames:
     names = take_inventory(await reader.list("")).shards.get(ShardId(shard))
     if names is None:
         raise _unknown(shard)
@@ -81,7 +79,7 @@ async def _shard_names(reader: DirectoryReader, shard: str) -> ShardNames:
 @click.argument("name")
 @ids_option
 @json_option
-def segment_command(reader: DirectoryReader, *, name: str, with_ids: bool, as_json: bool) -> None:
+def segment_command(reader: BlobReader, *, name: str, with_ids: bool, as_json: bool) -> None:
     """Describe the segment shards/SHARD/segments/SHA256."""
     data = asyncio.run(objects.segment_bytes(reader, name))
     if as_json:
@@ -94,7 +92,7 @@ def segment_command(reader: DirectoryReader, *, name: str, with_ids: bool, as_js
 @store_argument
 @click.argument("name")
 @json_option
-def codebook_command(reader: DirectoryReader, *, name: str, as_json: bool) -> None:
+def codebook_command(reader: BlobReader, *, name: str, as_json: bool) -> None:
     """Describe the codebook codebooks/UID/SHA256."""
     held = asyncio.run(objects.codebook(reader, name))
     if as_json:
@@ -114,7 +112,7 @@ def codebook_command(reader: DirectoryReader, *, name: str, as_json: bool) -> No
 )
 @json_option
 def verify_command(
-    reader: DirectoryReader, *, shard: str, meta_path: Path | None, as_json: bool
+    reader: BlobReader, *, shard: str, meta_path: Path | None, as_json: bool
 ) -> None:
     """Check every byte: names, checksums, logs, manifests, segments, codebooks.
 
@@ -133,8 +131,8 @@ def verify_command(
         click.get_current_context().exit(EXIT_DAMAGED)
 
 
-async def _verify(reader: DirectoryReader, scope: Scope, *, quiet: bool) -> StoreReport:
-    store = await survey(reader, await reader.strangers())
+async def _verify(reader: BlobReader, scope: Scope, *, quiet: bool) -> StoreReport:
+    store = await survey(reader)
     with render.metered("objects checked", store.work(scope), quiet=quiet) as meter:
         return await verify(store, scope, on_read=lambda: meter.advance(1))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from facegrid.blob.reader import DirectoryReader
+from facegrid.blob.reader import BlobReader
 from facegrid.errors import CorruptError, NotFoundError
 from facegrid.format.chain import LogEntry, connect, log_entry
 from facegrid.format.inventory import ShardNames
@@ -49,7 +49,7 @@ class ShownObject:
     records: tuple[ShownRecord, ...] = ()
 
 
-async def walk(reader: DirectoryReader, shard_id: str, names: ShardNames) -> list[ShownObject]:
+async def walk(reader: BlobReader, shard_id: str, names: ShardNames) -> list[ShownObject]:
     """Return the log objects of a shard: first the log in its order, then all others."""
     shown: dict[str, ShownObject] = {}
     entries: list[LogEntry] = []

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from facegrid.blob.reader import DirectoryReader
+from facegrid.blob.reader import BlobReader
 from facegrid.errors import CorruptError, NotFoundError
 from facegrid.format.checks import sha256_hex
 from facegrid.format.inventory import ShardNames, named_sha256
@@ -38,12 +38,12 @@ class ShownShard:
     problem: str = ""
 
 
-async def newest(reader: DirectoryReader, names: ShardNames) -> Newest | None:
+async def newest(reader: BlobReader, names: ShardNames) -> Newest | None:
     """Return the newest manifest of a shard that can be read, or None."""
     return (await shown("", reader, names)).newest
 
 
-async def shown(shard_id: str, reader: DirectoryReader, names: ShardNames) -> ShownShard:
+async def shown(shard_id: str, reader: BlobReader, names: ShardNames) -> ShownShard:
     """Return a shard's newest manifest and what is wrong with others."""
     found: list[Newest] = []
     problems = []

@@ -1,6 +1,6 @@
 """fgctl offline segment and codebook: one object, without its vectors."""
 
-from facegrid.blob.reader import DirectoryReader
+from facegrid.blob.reader import BlobReader
 from facegrid.errors import CorruptError, InvalidError
 from facegrid.format.checks import sha256_hex
 from facegrid.format.codebook import CodebookArrays, decode_codebook
@@ -10,7 +10,7 @@ from facegrid.format.segment import Segment, decode_segment
 from fgctl import render
 
 
-async def segment_bytes(reader: DirectoryReader, name: str) -> bytes:
+async def segment_bytes(reader: BlobReader, name: str) -> bytes:
     """Return a segment's bytes, once they match its name."""
     kinds = [held.segments for held in take_inventory([name]).shards.values()]
     if kinds != [[name]]:
@@ -18,14 +18,14 @@ async def segment_bytes(reader: DirectoryReader, name: str) -> bytes:
     return await _matching(reader, name)
 
 
-async def codebook(reader: DirectoryReader, name: str) -> CodebookArrays:
+async def codebook(reader: BlobReader, name: str) -> CodebookArrays:
     """Return a codebook, once its bytes match its name."""
     if not take_inventory([name]).codebooks:
         raise _misnamed(name, "codebooks/UID/SHA256")
     return decode_codebook(await _matching(reader, name))
 
 
-async def _matching(reader: DirectoryReader, name: str) -> bytes:
+async def _matching(reader: BlobReader, name: str) -> bytes:
     data = await reader.get(name)
     if sha256_hex(data) != named_sha256(name):
         raise CorruptError(f"bytes do not match the name name={name}", reason="OBJECT_DAMAGED")

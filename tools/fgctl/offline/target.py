@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from facegrid.blob.reader import DirectoryReader
+from facegrid.blob.reader import BlobReader, DirectoryReader
 from facegrid.errors import InvalidError
 
 
@@ -22,7 +22,7 @@ def store_argument(command: Callable[..., None]) -> Callable[..., None]:
     return with_store
 
 
-def open_reader(store: str) -> DirectoryReader:
+def open_reader(store: str) -> BlobReader:
     """Return a reader of the store at PATH or dir:PATH. Nothing is written there.
 
     Raises:

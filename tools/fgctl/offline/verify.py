@@ -1,9 +1,9 @@
 """Checks a whole store: every shard, every codebook, and lists what does not belong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from facegrid.blob.reader import BlobReader
+from facegrid.blob.reader import BlobReader, DirectoryReader
 from facegrid.coord import keys
 from facegrid.errors import NotFoundError
 from facegrid.format.codebook import codebook_name, decode_codebook
@@ -98,9 +98,10 @@ class Survey:
         return sum(one.count for one in shards) + len(self.inventory.codebooks)
 
 
-async def survey(reader: BlobReader, strangers: Sequence[str] = ()) -> Survey:
-    """List a store, in which there are these files that are no objects."""
+async def survey(reader: BlobReader) -> Survey:
+    """List a store, and in a folder also the files that are no objects."""
     names = await reader.list("")
+    strangers = await reader.strangers() if isinstance(reader, DirectoryReader) else ()
     return Survey(reader, tuple(names), take_inventory(names), tuple(strangers))
 
 
