@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from facegrid.format.log import parse_log_name
+from facegrid.format.stored_gallery import parse_stored_gallery_name
 from facegrid.ids import ShardId
+
+SHA256_HEX_CHARS: Final = 64
 
 _HASHED: Final = re.compile(r"shards/([^/]+)/(segments|manifests)/[0-9a-f]{64}")
 _CODEBOOK: Final = re.compile(r"codebooks/([^/]+)/[0-9a-f]{64}")
@@ -28,10 +31,13 @@ class ShardNames:
 
 @dataclass(slots=True)
 class Inventory:
-    """Names by what they say. `others` are names that no format of this version has."""
+    """Names by what they say. `galleries` are copies of etcd's records of galleries; `others` are
+    names that no format of this version has.
+    """
 
     shards: dict[ShardId, ShardNames] = field(default_factory=dict)
     codebooks: list[str] = field(default_factory=list)
+    galleries: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
 
@@ -45,6 +51,8 @@ def take_inventory(names: Iterable[str]) -> Inventory:
         elif hashed is not None:
             held = _shard(inventory, hashed[1])
             (held.segments if hashed[2] == "segments" else held.manifests).append(name)
+        elif parse_stored_gallery_name(name) is not None:
+            inventory.galleries.append(name)
         elif _CODEBOOK.fullmatch(name):
             inventory.codebooks.append(name)
         else:
@@ -53,8 +61,8 @@ def take_inventory(names: Iterable[str]) -> Inventory:
 
 
 def named_sha256(name: str) -> str:
-    """Return the sha256 that a segment, manifest or codebook is named by."""
-    return name.rsplit("/", 1)[1]
+    """Return the sha256 that ends the name of any object but those of the log."""
+    return name[-SHA256_HEX_CHARS:]
 
 
 def gallery_of(shard_id: str) -> tuple[str, str]:

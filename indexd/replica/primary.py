@@ -12,12 +12,14 @@ from facegrid.format.log import log_prefix, parse_log_name
 from facegrid.format.manifest import manifest_prefix
 from facegrid.format.records import ManifestPointer, encode_manifest_pointer
 from facegrid.format.segment import segment_prefix
+from facegrid.format.stored_gallery import StoredGallery
 from facegrid.model import Gallery, ShardAssignment
 from indexd.engine import flush as flushing
 from indexd.engine import recovery
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.flush import StoredObject
 from indexd.engine.requests import Outcome, WriteRequest
+from indexd.replica import gallery_records
 from indexd.replica.committer import Committer
 from indexd.replica.fence import Fence, claim
 from indexd.replica.shard_copy import NodePorts, Phase, ShardCopy
@@ -37,6 +39,7 @@ class Primary(ShardCopy):
         self._writer: ShardWriter | None = None
         self._manifest_revision = 0
         self._flushing = asyncio.Lock()
+        self.recorded: StoredGallery | None = None
 
     @property
     @override
@@ -79,6 +82,17 @@ class Primary(ShardCopy):
             segments=len(self.persisted.segments),
             duration_s=round(self.ports.clock.now_s() - started_s, 3),
         )
+
+    async def keep_record(self, stored: StoredGallery) -> None:
+        """Keep the gallery's records in the store. The copy of the first keys also tidies up."""
+        async with self._flushing:
+            # Not behind the deletion of a dropped gallery, see abandon.
+            if self.recorded == stored or self.phase not in (Phase.OPENING, Phase.SERVING):
+                return
+            name = await gallery_records.keep(self.ports.store, stored)
+            if self.assignment.range.first == 0:
+                await gallery_records.forget_older(self.ports.store, stored, name)
+            self.recorded = stored
 
     async def write(self, request: WriteRequest) -> Outcome:
         """Commit a write; see Committer.submit for the errors."""

@@ -41,6 +41,11 @@ from facegrid.format.records import (
     encode_tip,
 )
 from facegrid.format.segment import Segment, encode_segment, segment_name
+from facegrid.format.stored_gallery import (
+    StoredGallery,
+    encode_stored_gallery,
+    stored_gallery_name,
+)
 from facegrid.ids import KEY_LAST, GalleryName, NodeId, ShardId
 from facegrid.model import Gallery, HashRange, ShardAssignment, ShardMap
 from facegrid.testing.memory_blob import MemoryBlobStore
@@ -64,6 +69,7 @@ class Small:
     segment: str
     manifest: str
     codebook: str
+    record: str
     enrol: str
     erase: str
     zombie: str
@@ -119,6 +125,9 @@ def small_store() -> Small:
     )
     book_sha256 = sha256_hex(book)
     store.objects[codebook_name(UID, book_sha256)] = book
+    data = encode_stored_gallery(stored := StoredGallery(gallery(book_sha256), shard_map()))
+    record = stored_gallery_name(stored, sha256_hex(data))
+    store.objects[record] = data
     segment, manifest = _flushed(store, book_sha256)
     third = add_log(store, FIRST, TRIMMED, [enrol(3, 3)], generation=2, uuid="u3")
     doomed = erase(4, template_ids=["t-3"], subject_ids=["s-1"])
@@ -144,6 +153,7 @@ def small_store() -> Small:
         segment=segment,
         manifest=manifest,
         codebook=codebook_name(UID, book_sha256),
+        record=record,
         enrol=log_name(FIRST, third),
         erase=log_name(FIRST, fourth),
         zombie=log_name(FIRST, zombie),

@@ -1,6 +1,7 @@
 """fgctl meta: what is written into an etcd that lost everything, or was set back."""
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,8 +12,14 @@ from facegrid.clock import SystemClock
 from facegrid.coord import keys
 from facegrid.coord.port import Delete, Put
 from facegrid.errors import ConflictError, CorruptError, NotFoundError
-from facegrid.format.records import encode_node
-from facegrid.ids import NodeId, ShardId
+from facegrid.format.checks import sha256_hex
+from facegrid.format.records import Dropped, encode_dropped, encode_node
+from facegrid.format.stored_gallery import (
+    StoredGallery,
+    encode_stored_gallery,
+    stored_gallery_name,
+)
+from facegrid.ids import GalleryName, NodeId, ShardId
 from facegrid.model import NodeInfo
 from facegrid.testing.memory_blob import MemoryBlobStore
 from facegrid.testing.memory_coord import MemoryCoordinator
@@ -22,7 +29,7 @@ from fgctl.meta import recovery
 from fgctl.meta.recovery import Plan
 from fgctl.meta_file import Meta
 from tests.conftest import EtcdRoot
-from tests.fakes.small_store import FIRST, SECOND, Small, small_store
+from tests.fakes.small_store import FIRST, SECOND, UID, Small, shard_map, small_store
 
 
 async def etcd_with(meta: Meta | None) -> MemoryCoordinator:
@@ -59,7 +66,8 @@ def generations(meta: Meta) -> dict[ShardId, int]:
 
 
 async def test_a_wiped_etcd_says_what_the_store_ends_with(small: Small) -> None:
-    """Records saved before the last writes give the galleries; the store gives all the rest."""
+    """Records saved earlier give the galleries; the store gives all the rest."""
+    del small.store.objects[small.record]
     plan, meta = await recovered(await etcd_with(None), small.store, small.earlier)
 
     assert plan.complete
@@ -67,6 +75,36 @@ async def test_a_wiped_etcd_says_what_the_store_ends_with(small: Small) -> None:
     assert meta.tips == {FIRST: small.tips[0], SECOND: small.tips[1]}
     assert meta.pointers == {FIRST: small.pointer}
     assert generations(meta) == {FIRST: 3, SECOND: 2}, "above all that were ever claimed"
+
+
+async def test_a_wiped_etcd_is_recovered_from_the_store_alone(small: Small) -> None:
+    plan, meta = await recovered(await etcd_with(None), small.store)
+
+    assert plan.complete
+    assert (meta.galleries, meta.maps) == (small.meta.galleries, small.meta.maps)
+    assert meta.tips == {FIRST: small.tips[0], SECOND: small.tips[1]}
+
+
+async def test_a_gallery_that_is_being_dropped_does_not_come_back(small: Small) -> None:
+    coord = await etcd_with(None)
+    note = Dropped(FIRST, UID, (NodeId("n1"),))
+    await coord.txn([], [Put(keys.dropped(FIRST), encode_dropped(note))])
+
+    plan, meta = await recovered(coord, small.store)
+
+    assert (plan.galleries, meta.tips) == ((), {})
+
+
+async def test_records_with_a_newer_map_are_taken(small: Small) -> None:
+    """The backup of etcd is older than the last change of the map."""
+    newer = dataclasses.replace(shard_map(), version=2)
+    stored = StoredGallery(small.meta.galleries[GalleryName("g")], newer)
+    data = encode_stored_gallery(stored)
+    await small.store.put_new(stored_gallery_name(stored, sha256_hex(data)), data)
+
+    _, meta = await recovered(await etcd_with(small.earlier), small.store)
+
+    assert meta.maps == {GalleryName("g"): newer}
 
 
 async def test_an_etcd_that_was_set_back_is_brought_forward(small: Small) -> None:
@@ -115,6 +153,7 @@ async def test_a_recovery_that_broke_off_goes_on(small: Small) -> None:
 
 
 async def test_a_shard_of_no_known_gallery_is_named_and_nothing_is_written(small: Small) -> None:
+    del small.store.objects[small.record]
     plan, meta = await recovered(await etcd_with(None), small.store)
 
     assert (plan.complete, plan.homeless, meta.values) == (False, (FIRST, SECOND), {})

@@ -240,7 +240,12 @@ def test_no_command_changes_a_byte(fgctl: Shell) -> None:
         assert fgctl(*arguments).code == 0
 
     assert files(fgctl.root) == before
-    assert {path.name for path in fgctl.root.iterdir()} == {".tmp", "codebooks", "shards"}
+    assert {path.name for path in fgctl.root.iterdir()} == {
+        ".tmp",
+        "cluster",
+        "codebooks",
+        "shards",
+    }
 
 
 def test_a_folder_that_is_not_there_is_refused_and_not_made(

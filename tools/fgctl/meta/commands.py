@@ -90,7 +90,7 @@ async def _save(etcd: str, prefix: str) -> meta_file.Meta:
     "--meta",
     "meta_path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="What fgctl meta save wrote: needed for galleries that etcd does not know any more.",
+    help="What fgctl meta save wrote: tells what the store must have at least.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option

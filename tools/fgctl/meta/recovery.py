@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from facegrid.blob.reader import BlobReader
 from facegrid.coord import keys
 from facegrid.coord.port import Coordinator, Guard, Put
-from facegrid.errors import ConflictError
+from facegrid.errors import ConflictError, CorruptError, NotFoundError
+from facegrid.format.inventory import Inventory
 from facegrid.format.log import LogRef
 from facegrid.format.records import (
     GenerationClaim,
     ManifestPointer,
     Tip,
+    decode_dropped,
     encode_gallery,
     encode_generation,
     encode_manifest_pointer,
     encode_shard_map,
     encode_tip,
 )
+from facegrid.format.stored_gallery import StoredGallery, decode_stored_gallery
 from facegrid.ids import GalleryName, NodeId, ShardId
 from facegrid.model import Gallery, ShardMap
 from fgctl.meta_file import KEPT, Meta
@@ -117,7 +120,7 @@ async def plan(
     Args:
         current: what it says.
         reader: the store.
-        saved: records saved earlier, for what the store does not know: galleries and maps.
+        saved: records saved earlier. Galleries and maps are also looked for in the store.
         boot_id: unique; marks the generation records of this recovery.
         on_read: called for every object read.
 
@@ -130,8 +133,11 @@ async def plan(
             f" nodes={','.join(current.nodes)}",
             reason="NODES_RUNNING",
         )
-    known = _newest(current.meta, saved)
-    report = await verify(await survey(reader), Scope(meta=known), on_read=on_read)
+    store = await survey(reader)
+    known = current.meta
+    for other in (saved, await _stored_galleries(reader, store.inventory, current.meta)):
+        known = known if other is None else _newest(known, other)
+    report = await verify(store, Scope(meta=known), on_read=on_read)
     planned = tuple(
         _gallery_plan(current, known, report, name, boot_id)
         for name in sorted(known.galleries.keys() & known.maps.keys())
@@ -170,10 +176,39 @@ async def _commit(coord: Coordinator, guards: list[Guard], puts: tuple[Put, ...]
         )
 
 
-def _newest(current: Meta, saved: Meta | None) -> Meta:
-    """Return of each record the newer of etcd's and the saved one."""
-    if saved is None:
-        return current
+async def _stored_galleries(reader: BlobReader, inventory: Inventory, current: Meta) -> Meta:
+    """Return the records of galleries that the store keeps, but for those being dropped."""
+    dropping = {
+        decode_dropped(value).gallery_uid
+        for key, value in current.values.items()
+        if key.startswith(keys.DROPPED)
+    }
+    newest: dict[GalleryName, StoredGallery] = {}
+    for name in inventory.galleries:
+        try:
+            stored = decode_stored_gallery(await reader.get(name))
+        except (CorruptError, NotFoundError):
+            # The check of the store, which comes next, names it.
+            continue
+        gallery = stored.gallery
+        if gallery.uid not in dropping:
+            held = newest.get(gallery.name, stored)
+            newest[gallery.name] = max(held, stored, key=_standing)
+    values = {}
+    for gallery_name, stored in newest.items():
+        values[keys.gallery(gallery_name)] = encode_gallery(stored.gallery)
+        values[keys.shard_map(gallery_name)] = encode_shard_map(stored.shard_map)
+    return Meta(current.revision, current.saved_unix_ms, values)
+
+
+def _standing(stored: StoredGallery) -> tuple[int, int, bool]:
+    """Return what tells the newest records of a gallery's name."""
+    gallery = stored.gallery
+    return (gallery.created_unix_ms, stored.shard_map.version, bool(gallery.codebook))
+
+
+def _newest(current: Meta, saved: Meta) -> Meta:
+    """Return of each record the newer one."""
     values = {**saved.values, **current.values}
     for name, gallery in saved.galleries.items():
         held, held_map = current.galleries.get(name), current.maps.get(name)

@@ -8,6 +8,7 @@ from facegrid.coord import keys
 from facegrid.errors import NotFoundError
 from facegrid.format.codebook import codebook_name, decode_codebook
 from facegrid.format.inventory import Inventory, ShardNames, take_inventory
+from facegrid.format.stored_gallery import decode_stored_gallery
 from facegrid.ids import ShardId
 from fgctl.meta_file import Meta
 from fgctl.offline.findings import Findings, Objects
@@ -95,7 +96,8 @@ class Survey:
             self.inventory.shards.get(shard_id, ShardNames())
             for shard_id in scope.shards(self.inventory)
         ]
-        return sum(one.count for one in shards) + len(self.inventory.codebooks)
+        others = len(self.inventory.codebooks) + len(self.inventory.galleries)
+        return sum(one.count for one in shards) + others
 
 
 async def survey(reader: BlobReader) -> Survey:
@@ -126,6 +128,8 @@ async def verify(
         codebooks = {**check.codebooks, **codebooks}
     for name in store.inventory.codebooks:
         await objects.hashed(name, decode_codebook)
+    for name in store.inventory.galleries:
+        await objects.hashed(name, decode_stored_gallery)
     for (uid, sha256), needed_by in sorted(codebooks.items()):
         name = codebook_name(uid, sha256)
         if name not in objects.names:
