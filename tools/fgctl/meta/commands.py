@@ -19,6 +19,9 @@ from fgctl.target import confirm, json_option
 
 ETCD_VARIABLE = "FACEGRID_ETCD"
 EXIT_INCOMPLETE = 1
+LEASES_S = 30.0
+"""How long to wait for nodes to be no longer registered: three times the usual lease."""
+POLL_S = 0.5
 
 
 @click.group()
@@ -125,13 +128,25 @@ async def _plan(
     reader: BlobReader, saved: meta_file.Meta | None, etcd: str, prefix: str, *, quiet: bool
 ) -> recovery.Plan:
     async with _coordinator(etcd, prefix) as coord:
-        current = await recovery.read_current(coord, unix_ms=SystemClock().unix_ms())
+        with render.waiting("waiting until no node is registered", quiet=quiet):
+            current = await _without_nodes(coord)
     count = len((await survey(reader)).names)
     boot_id = uuid.uuid4().hex  # noqa: TID251 - the edge where randomness enters the command
     with render.metered("objects checked", count, quiet=quiet) as meter:
         return await recovery.plan(
             current, reader, saved, boot_id=boot_id, on_read=lambda: meter.advance(1)
         )
+
+
+async def _without_nodes(coord: EtcdCoordinator) -> recovery.Current:
+    """Return what etcd holds once the leases of stopped nodes have ended, or after LEASES_S."""
+    clock = SystemClock()
+    end_s = clock.now_s() + LEASES_S
+    while True:
+        current = await recovery.read_current(coord, unix_ms=clock.unix_ms())
+        if not current.nodes or clock.now_s() > end_s:
+            return current
+        await clock.sleep(POLL_S)
 
 
 async def _apply(planned: recovery.Plan, etcd: str, prefix: str) -> None:
