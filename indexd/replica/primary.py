@@ -8,7 +8,13 @@ from typing_extensions import override
 from facegrid import limits
 from facegrid.coord import keys
 from facegrid.coord.port import Guard, Put
-from facegrid.errors import ConflictError, FencedError, UnavailableError
+from facegrid.errors import (
+    ConflictError,
+    CorruptError,
+    FencedError,
+    NotFoundError,
+    UnavailableError,
+)
 from facegrid.format.log import log_prefix, parse_log_name
 from facegrid.format.manifest import manifest_prefix
 from facegrid.format.records import ManifestPointer, encode_manifest_pointer
@@ -215,9 +221,17 @@ class Primary(ShardCopy):
         """Store an object named by its hash; one that is there already must be the same."""
         try:
             await self.ports.store.put_new(item.name, item.data)
-        except (ConflictError, UnavailableError):
-            if await recovery.fetch(self.ports.store, item.name, item.sha256) != item.data:
-                raise
+        except (ConflictError, UnavailableError) as open_outcome:
+            try:
+                there = await self.ports.store.get(item.name)
+            except (NotFoundError, UnavailableError):
+                raise open_outcome from None
+            if there != item.data:
+                raise CorruptError(
+                    f"object does not match its hash name={item.name}",
+                    reason="OBJECT_DAMAGED",
+                    name=item.name,
+                ) from open_outcome
 
     def fence(self) -> None:
         """Stop serving: a newer process has the shard, and this copy may be behind."""
