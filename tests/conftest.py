@@ -1,4 +1,6 @@
-"""Fixtures for all tests: one real etcd for the whole run, with an empty part of it per test."""
+"""Fixtures for all tests: one real etcd and one S3 server for the whole run, with an empty part of
+them per test.
+"""
 
 import asyncio
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from facegrid.clock import SystemClock
 from fgctl.local.etcd import start_etcd
+from tests.fakes.s3_servers import S3Server, moto, s3rver
 
 # The same examples in every run, and no verdict that depends on how busy the machine is.
 settings.register_profile(
@@ -47,3 +50,26 @@ def etcd_endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[s
 def etcd(etcd_endpoints: tuple[str, ...]) -> EtcdRoot:
     """A real etcd in which this test is alone: `.endpoints`, `.endpoint` and `.root`."""
     return EtcdRoot(etcd_endpoints, f"test{next(_roots)}/")
+
+
+@pytest.fixture(scope="session")
+def s3_keys() -> Iterator[None]:
+    """Credentials in the environment, of this process and of those that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "S3RVER")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "S3RVER")
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3(s3_keys: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server with a bucket; each `.url()` is a part of it in which a test is alone."""
+    with moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def careless_s3(s3_keys: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server that ignores conditions: it lets a name be taken many times."""
+    with s3rver(tmp_path_factory.mktemp("s3rver")) as server:
+        yield server
