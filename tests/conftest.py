@@ -4,6 +4,7 @@ them per test.
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -52,9 +53,9 @@ def etcd(etcd_endpoints: tuple[str, ...]) -> EtcdRoot:
     return EtcdRoot(etcd_endpoints, f"test{next(_roots)}/")
 
 
-@pytest.fixture(scope="session")
-def s3_keys() -> Iterator[None]:
-    """Credentials in the environment, of this process and of those that it starts."""
+@contextmanager
+def _s3_keys() -> Iterator[None]:
+    """Set credentials in the environment of this process, and so of those that it starts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "S3RVER")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "S3RVER")
@@ -62,14 +63,14 @@ def s3_keys() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def s3(s3_keys: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An S3 server with a bucket; each `.url()` is a part of it in which a test is alone."""
-    with moto(tmp_path_factory.mktemp("moto")) as server:
+    with _s3_keys(), moto(tmp_path_factory.mktemp("moto")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def careless_s3(s3_keys: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def careless_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An S3 server that ignores conditions: it lets a name be taken many times."""
-    with s3rver(tmp_path_factory.mktemp("s3rver")) as server:
+    with _s3_keys(), s3rver(tmp_path_factory.mktemp("s3rver")) as server:
         yield server

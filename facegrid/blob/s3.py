@@ -48,12 +48,26 @@ _CODE: Final = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
 _CAUSE: Final = re.compile(r'(?<=message: ")[^"]{1,100}|(?<=error: ")[^"]{1,100}|TimedOut')
 _METADATA_PATH: Final = "/latest/api/token"
 """Where obstore looks for credentials when the environment has none."""
+_NO_CREDENTIALS: Final = "NoCredentials"
 _EXISTS: Final = 412
-_BUSY: Final = frozenset({429, 503})
 _MISSING_CODE: Final = "NoSuchKey"
 """Without it a 404 does not come from a store, and says nothing about an object."""
-_FULL: Final = 507
-_FULL_CODES: Final = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioQuotaExceeded"})
+_REASON_OF_STATUS: Final = {429: "STORE_BUSY", 503: "STORE_BUSY", 507: "STORE_FULL"}
+_REASON_OF_CODE: Final = {
+    _NO_CREDENTIALS: "STORE_DENIED",
+    "NoSuchBucket": "STORE_BUCKET_UNKNOWN",
+    "QuotaExceeded": "STORE_FULL",
+    "SlowDown": "STORE_BUSY",
+    "XMinioStorageFull": "STORE_FULL",
+}
+_WORDS: Final = {
+    "STORE_BUCKET_UNKNOWN": "has no such bucket",
+    "STORE_BUSY": "asks to slow down",
+    "STORE_CONTENDED": "works on this name already",
+    "STORE_DENIED": "denies access",
+    "STORE_FAILED": "does not serve",
+    "STORE_FULL": "is full",
+}
 
 
 class S3Store:
@@ -161,32 +175,29 @@ def _bucket(address: S3Address) -> Bucket:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a store said when it refused: an HTTP status, 0 for none, and S3's own code.
-
-    Or what the machine's metadata service said, which is asked for credentials as the last resort.
-    """
+    """What a store said when it refused: an HTTP status, 0 for none, and S3's own code."""
 
     status: int
     code: str
     sentence: str
-    from_metadata_service: bool
 
     @classmethod
     def read_from(cls, error: Exception) -> Self:
         """Find the answer in obstore's prose."""
         # What follows is a dump of the request; the answer's body may repeat what was signed.
         text, _, dump = str(error).partition("\n\nDebug source")
+        if _METADATA_PATH in text:
+            return cls(0, _NO_CREDENTIALS, "no credentials, AWS_ACCESS_KEY_ID is not set")
         status, code = _STATUS.search(text), _CODE.search(text)
         said = [found[1] for found in (status, code) if found is not None]
-        last_words = text.partition("\n")[0].rpartition(" - ")[2]
-        cause = _CAUSE.search(dump)
-        if not said and cause is not None:
-            last_words = f"{last_words}, {cause[0]}"
+        if not said:
+            # Neither: the last words of the sentence, and the cause, which only the dump has.
+            cause = _CAUSE.search(dump)
+            said = [text.partition("\n")[0].rpartition(" - ")[2], cause[0] if cause else ""]
         return cls(
             status=int(status[1]) if status else 0,
             code=code[1] if code else "",
-            sentence=" ".join(said) or last_words,
-            from_metadata_service=_METADATA_PATH in text,
+            sentence=" ".join(filter(None, said)),
         )
 
 
@@ -198,33 +209,25 @@ def _fault(error: Exception, action: str, name: str, address: S3Address) -> Face
     exists = isinstance(error, AlreadyExistsError | PreconditionError)
     if exists and answer.status == _EXISTS:
         return ConflictError(f"object exists name={name}", reason="OBJECT_EXISTS", name=name)
-    kind = OverloadedError if answer.status in _BUSY else UnavailableError
-    reason, what = _trouble(error, answer)
+    reason = _reason(error, answer)
+    kind = OverloadedError if reason == "STORE_BUSY" else UnavailableError
     return kind(
-        f"store {what} action={action} name={name} store={address.place}: {answer.sentence}",
+        f"store {_WORDS[reason]} action={action} name={name} store={address.place}:"
+        f" {answer.sentence}",
         reason=reason,
         store=address.place,
         name=name,
     )
 
 
-def _trouble(error: Exception, answer: _Answer) -> tuple[str, str]:
-    """Return the reason and the words for what keeps a store from doing its work."""
+def _reason(error: Exception, answer: _Answer) -> str:
+    """Return what keeps a store from doing its work."""
     match error:
-        case _ if answer.code == "NoSuchBucket":
-            return "STORE_BUCKET_UNKNOWN", "has no such bucket"
         case AlreadyExistsError() | PreconditionError():
             # 409: another request for the name is on its way, and nobody knows yet who wins.
-            return "STORE_CONTENDED", "works on this name already"
+            return "STORE_CONTENDED"
         case PermissionDeniedError() | UnauthenticatedError():
-            return "STORE_DENIED", "denies access"
-        case _ if answer.from_metadata_service:
-            return "STORE_DENIED", "got no credentials, AWS_ACCESS_KEY_ID is not set"
-        case _ if answer.status in _BUSY:
-            return "STORE_BUSY", "asks to slow down"
-        case _ if answer.status == _FULL or answer.code in _FULL_CODES:
-            return "STORE_FULL", "is full"
-        case _ if answer.status:
-            return "STORE_FAILED", "fails"
+            return "STORE_DENIED"
         case _:
-            return "STORE_FAILED", "cannot be reached"
+            by_status = _REASON_OF_STATUS.get(answer.status, "STORE_FAILED")
+            return _REASON_OF_CODE.get(answer.code, by_status)
