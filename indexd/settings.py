@@ -21,7 +21,9 @@ class IndexdSettings(ProcessSettings):
     advertise: str = Field("", description="host:port that others reach it at; empty: as listen")
     etcd: CommaSeparated = Field(("127.0.0.1:2379",), description="host:port of every etcd member")
     etcd_prefix: str = Field("facegrid/", description="prefix of this cluster's keys in etcd")
-    store: str = Field(description="object store shared by all nodes: dir:PATH")
+    store: str = Field(
+        description="object store shared by all nodes: dir:PATH or s3://BUCKET/PREFIX?endpoint=URL"
+    )
     lease_ttl_s: int = Field(10, ge=2, le=600, description="seconds until a lost node is unlisted")
     search_threads: int = Field(0, ge=0, description="threads of a search; 0: one for each core")
     zone: str = Field("", description="failure zone, for instance the rack")
