@@ -33,8 +33,8 @@ def open_store(url: str) -> BlobStore:
     and to let no name be taken twice. Blocking.
 
     Raises:
-        InvalidError: no such kind of store (STORE_URL_MALFORMED), or what it needs is not
-            installed (OBSTORE_MISSING).
+        InvalidError: no such kind of store (STORE_URL_MALFORMED), what it needs is not installed
+            (OBSTORE_MISSING), or the environment says what no store can do with (STORE_SETTINGS).
         UnavailableError: the store cannot be used, or is not safe (STORE_UNSAFE); the message
             names it.
         OverloadedError: the store asks to slow down.

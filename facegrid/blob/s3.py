@@ -33,6 +33,7 @@ from facegrid.blob.s3_address import S3Address
 from facegrid.errors import (
     ConflictError,
     FacegridError,
+    InvalidError,
     NotFoundError,
     OverloadedError,
     UnavailableError,
@@ -78,11 +79,21 @@ class S3Store:
 
     obstore takes credentials from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
     AWS_SESSION_TOKEN, or those of a container, a web identity or the machine.
+
+    Raises:
+        InvalidError: obstore cannot do with what the environment says (STORE_SETTINGS).
     """
 
     def __init__(self, address: S3Address) -> None:
         self._address = address
-        self._bucket = _bucket(address)
+        try:
+            self._bucket = _bucket(address)
+        except (BaseError, ValueError) as error:
+            raise InvalidError(
+                f"settings of the S3 store do not do: {str(error).splitlines()[0]}",
+                reason="STORE_SETTINGS",
+                field="store",
+            ) from error
         self._slots = asyncio.Semaphore(limits.STORE_REQUESTS_MAX)
         self._waiting_count = 0
 

@@ -107,6 +107,29 @@ async def test_each_answer_to_a_get_becomes_the_error_of_the_port(
         assert (type(refused.value), refused.value.reason) == (kind, reason)
 
 
+async def test_without_credentials_the_store_is_not_asked_and_the_message_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with faulty_s3(Status(403)) as metadata, faulty_s3() as server:
+        host, port = metadata.server_address[:2]
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://{host!s}:{port}")
+        with pytest.raises(UnavailableError) as refused:
+            await plain(server).get("a")
+        assert refused.value.reason == "STORE_DENIED"
+        assert "AWS_ACCESS_KEY_ID is not set" in refused.value.message
+        assert metadata.requests == ["PUT /latest/api/token"]
+        assert server.requests == []
+
+
+def test_half_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(InvalidError, match="Missing AccessKeyId") as refused:
+        connect("s3://bucket")
+    assert refused.value.reason == "STORE_SETTINGS"
+
+
 async def test_a_store_that_stays_silent_is_given_up_in_time() -> None:
     with faulty_s3(StaySilent()) as server:
         with pytest.raises(UnavailableError) as late:

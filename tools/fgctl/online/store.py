@@ -38,7 +38,7 @@ def probe_command(*, url: str, as_json: bool) -> None:
             (found.condition, found.holds, found.problem or "as it must be")
             for found in report.findings
         ]
-        render.show_table(f"store {url}", ("condition", "holds", "found"), rows)
+        render.show_table("what was found", ("condition", "holds", "found"), rows)
     report.check(url)
 
 
