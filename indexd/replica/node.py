@@ -204,8 +204,8 @@ class Node:
         for follower in followers:
             shard_id = follower.assignment.shard_id
             item = tips.get(keys.tip(shard_id))
-            tip = None if item is None else decode_tip(item.value).log
             try:
+                tip = None if item is None else decode_tip(item.value).log
                 await follower.confirm(tip, asked_s)
             except UnavailableError:
                 continue
