@@ -19,7 +19,9 @@ class IndexdSettings(EtcdSettings):
     )
     listen: str = Field("127.0.0.1:7500", description="host:port to serve at")
     advertise: str = Field("", description="host:port that others reach it at; empty: as listen")
-    store: str = Field(description="object store shared by all nodes: dir:PATH")
+    store: str = Field(
+        description="object store shared by all nodes: dir:PATH or s3://BUCKET/PREFIX?endpoint=URL"
+    )
     lease_ttl_s: int = Field(10, ge=2, le=600, description="seconds until a lost node is unlisted")
     search_threads: int = Field(0, ge=0, description="threads of a search; 0: one for each core")
     zone: str = Field("", description="failure zone, for instance the rack")

@@ -20,7 +20,7 @@ from facegrid.format.manifest import manifest_prefix
 from facegrid.format.records import ManifestPointer, encode_manifest_pointer
 from facegrid.format.segment import segment_name, segment_prefix
 from facegrid.model import Gallery, ShardAssignment
-from indexd.engine import compaction, recovery
+from indexd.engine import compaction
 from indexd.engine import flush as flushing
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.compaction import Run, SegmentSize
