@@ -80,13 +80,18 @@ class Node:
     async def close(self) -> None:
         """Flush and let go of every shard; etcd or the store being away only costs a replay."""
         self._stopping = True
-        for copy in list(self.copies.values()):
-            try:
-                await copy.close()
-            except FacegridError as error:
-                self._ports.logger.warning(
-                    "not flushed on stop", shard=copy.assignment.shard_id, reason=error.reason
-                )
+        async with asyncio.TaskGroup() as tasks:
+            for copy in self.copies.values():
+                tasks.create_task(self._close(copy))
+
+    async def _close(self, copy: ShardCopy) -> None:
+        """Close one shard."""
+        try:
+            await copy.close()
+        except FacegridError as error:
+            self._ports.logger.warning(
+                "not flushed on stop", shard=copy.assignment.shard_id, reason=error.reason
+            )
 
     def copy(self, shard_id: str) -> ShardCopy:
         """Return a shard that this node holds.

@@ -31,6 +31,9 @@ from indexd.replica.fence import Fence, claim
 from indexd.replica.shard_copy import NodePorts, Phase, ShardCopy
 from indexd.replica.writer import ShardWriter
 
+CLOSE_WAIT_S = 3.0
+"""How long a stop waits for commits on their way."""
+
 
 class Primary(ShardCopy):
     """The copy that takes writes."""
@@ -246,7 +249,7 @@ class Primary(ShardCopy):
     async def close(self) -> None:
         """Finish what is on its way, flush, and let go."""
         if self._writer is not None:
-            await self._committer.idle(self._writer)
+            await self._committer.idle(self._writer, CLOSE_WAIT_S)
             self._committer.remove(self._writer)
             if self.phase is Phase.SERVING:
                 await self.flush()
