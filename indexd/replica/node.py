@@ -10,7 +10,6 @@ from facegrid.errors import (
     FacegridError,
     FencedError,
     NotFoundError,
-    UnavailableError,
 )
 from facegrid.format.records import Dropped, decode_tip
 from facegrid.ids import NodeId, ShardId
@@ -204,7 +203,7 @@ class Node:
         asked_s = self._ports.clock.now_s()
         try:
             tips = {item.key: item for item in (await self._ports.coord.list(keys.TIPS)).items}
-        except UnavailableError:
+        except FacegridError:
             return
         for follower in followers:
             shard_id = follower.assignment.shard_id
@@ -212,10 +211,11 @@ class Node:
             try:
                 tip = None if item is None else decode_tip(item.value).log
                 await follower.confirm(tip, asked_s)
-            except UnavailableError:
-                continue
             except CorruptError as error:
                 follower.fail(error)
+            except FacegridError:
+                # Not confirmed: it will say so itself when that has lasted too long.
+                continue
             self._absorb(follower)
 
     @property
@@ -261,7 +261,9 @@ class Node:
             try:
                 codebook = await self._codebooks.get(holding.gallery)
                 await copy.open(holding.map_revision, codebook)
-            except (UnavailableError, FencedError) as error:
+            except CorruptError as error:
+                copy.fail(error)
+            except FacegridError as error:
                 copy.problem = error.message
                 self._ports.logger.warning(
                     "shard not opened yet",
@@ -272,8 +274,6 @@ class Node:
                 await self._ports.clock.sleep(RETRY_PAUSE_S)
                 if self.copies.get(shard_id) is copy:
                     del self.copies[shard_id]
-            except CorruptError as error:
-                copy.fail(error)
         self._changed.set()
 
     async def _let_go(self, shard_id: ShardId) -> None:
