@@ -74,7 +74,9 @@ class Server:
             threads=threads,
         )
         trainer = Trainer(trainer_ports, view)
-        self._node = Node(ports, committer, trainer, view)
+        self._node = Node(
+            ports, committer, trainer, view, erased_rewrite_s=settings.erased_rewrite_s
+        )
         self._rpc = RpcServer(clock, self._logger, dev=settings.dev)
         spread = Spread(self._pool, clock, view)
         service = ShardService(
@@ -140,7 +142,7 @@ async def serve(settings: IndexdSettings) -> None:
     """
     self_test()
     store = open_store(settings.store)
-    coord = EtcdCoordinator(settings.etcd, root=settings.etcd_prefix, clock=SystemClock())
+    coord = settings.coordinator(SystemClock())
     try:
         await coord.check()
         server = Server(settings, store, coord)

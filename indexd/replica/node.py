@@ -10,7 +10,6 @@ from facegrid.errors import (
     FacegridError,
     FencedError,
     NotFoundError,
-    UnavailableError,
 )
 from facegrid.format.records import Dropped, decode_tip
 from facegrid.format.stored_gallery import StoredGallery, stored_gallery_prefix
@@ -27,6 +26,8 @@ from indexd.replica.writer import ShardWriter
 
 RETRY_PAUSE_S = 0.5
 TRAIN_TIMEOUT_S = 1800.0
+REWRITE_LOOK_S = 30.0
+"""How often to look for erased rows to be rewritten, where the limit is long."""
 OPENING_MAX = 2
 """Shards loaded at a time; more would only compete for the same cores."""
 
@@ -35,7 +36,13 @@ class Node:
     """All shards of this process."""
 
     def __init__(
-        self, ports: NodePorts, committer: Committer, trainer: Trainer, view: View
+        self,
+        ports: NodePorts,
+        committer: Committer,
+        trainer: Trainer,
+        view: View,
+        *,
+        erased_rewrite_s: float,
     ) -> None:
         self.copies: dict[ShardId, ShardCopy] = {}
         self._leaving: dict[ShardId, ShardCopy] = {}
@@ -49,6 +56,7 @@ class Node:
         self._busy: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._stopping = False
+        self._erased_rewrite_s = erased_rewrite_s
 
     async def run(self) -> None:
         """Follow etcd until cancelled.
@@ -60,6 +68,7 @@ class Node:
             self._tasks = tasks
             tasks.create_task(self._committer.run())
             tasks.create_task(self._follow())
+            tasks.create_task(self._rewrite())
             for prefix in WATCHED:
                 tasks.create_task(self._watch(prefix))
             while True:
@@ -71,13 +80,18 @@ class Node:
     async def close(self) -> None:
         """Flush and let go of every shard; etcd or the store being away only costs a replay."""
         self._stopping = True
-        for copy in list(self.copies.values()):
-            try:
-                await copy.close()
-            except FacegridError as error:
-                self._ports.logger.warning(
-                    "not flushed on stop", shard=copy.assignment.shard_id, reason=error.reason
-                )
+        async with asyncio.TaskGroup() as tasks:
+            for copy in self.copies.values():
+                tasks.create_task(self._close(copy))
+
+    async def _close(self, copy: ShardCopy) -> None:
+        """Close one shard."""
+        try:
+            await copy.close()
+        except FacegridError as error:
+            self._ports.logger.warning(
+                "not flushed on stop", shard=copy.assignment.shard_id, reason=error.reason
+            )
 
     def copy(self, shard_id: str) -> ShardCopy:
         """Return a shard that this node holds.
@@ -131,6 +145,14 @@ class Node:
             "trained by itself", gallery=gallery.name, codebook=sha256, sample=sample_count
         )
 
+    async def _rewrite(self) -> None:
+        """Now and then rewrite segments whose erased rows have lain in the store long enough."""
+        while True:
+            await self._ports.clock.sleep(min(REWRITE_LOOK_S, self._erased_rewrite_s / 2))
+            for shard_id, copy in self.copies.items():
+                if isinstance(copy, Primary) and copy.rewrite_due(self._erased_rewrite_s / 2):
+                    self._start(f"flush {shard_id}", copy.rewrite())
+
     async def _watch(self, prefix: str) -> None:
         """Keep one prefix of the view up to date."""
         async for event in self._ports.coord.watch(prefix):
@@ -183,18 +205,19 @@ class Node:
         asked_s = self._ports.clock.now_s()
         try:
             tips = {item.key: item for item in (await self._ports.coord.list(keys.TIPS)).items}
-        except UnavailableError:
+        except FacegridError:
             return
         for follower in followers:
             shard_id = follower.assignment.shard_id
             item = tips.get(keys.tip(shard_id))
-            tip = None if item is None else decode_tip(item.value).log
             try:
+                tip = None if item is None else decode_tip(item.value).log
                 await follower.confirm(tip, asked_s)
-            except UnavailableError:
-                continue
             except CorruptError as error:
                 follower.fail(error)
+            except FacegridError:
+                # Not confirmed: it will say so itself when that has lasted too long.
+                continue
             self._absorb(follower)
 
     @property
@@ -264,7 +287,9 @@ class Node:
                 # Before anything can be acknowledged, so that no write outlives its gallery.
                 await self._keep_record(copy, holding.gallery)
                 await copy.open(holding.map_revision, codebook)
-            except (UnavailableError, FencedError) as error:
+            except CorruptError as error:
+                copy.fail(error)
+            except FacegridError as error:
                 copy.problem = error.message
                 self._ports.logger.warning(
                     "shard not opened yet",
@@ -275,8 +300,6 @@ class Node:
                 await self._ports.clock.sleep(RETRY_PAUSE_S)
                 if self.copies.get(shard_id) is copy:
                     del self.copies[shard_id]
-            except CorruptError as error:
-                copy.fail(error)
         self._changed.set()
 
     async def _let_go(self, shard_id: ShardId) -> None:

@@ -307,6 +307,30 @@ async def test_what_the_engine_wrote_is_whole_and_has_the_digest_that_the_node_s
     assert expected["templates_count"] == 15 - 2 - 4
 
 
+async def test_a_crash_amid_deleting_what_a_rewrite_replaced_is_no_damage(
+    world: EngineWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1 a flush; 2 a rewrite at the same position; 3 a crash before the old manifest goes."""
+    async with world.primary("b1") as primary:
+        await primary.write(enrol_request(1, 5))
+        await primary.write(EraseRequest("e-1", ["t-1-0"], []))
+        await primary.flush()
+        await primary.write(EraseRequest("e-2", ["t-1-1"], []))
+        await primary.flush()
+        old = {name: await world.store.get(name) for name in await world.store.list("shards/")}
+        await primary.rewrite()
+    names = await world.store.list("shards/")
+    (manifest,) = [name for name in old if "/manifests/" in name]
+    await world.store.put_new(manifest, old[manifest])
+
+    ended = await asyncio.to_thread(Shell(tmp_path / "store", capsys), "verify", "--json")
+
+    assert (ended.code, manifest in names) == (0, False)
+    assert ended.document["unneeded"] == [
+        {"name": manifest, "why": "replaced by another manifest"}
+    ]
+
+
 async def test_every_object_of_the_engine_is_missed_but_the_end_of_the_log(
     world: EngineWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

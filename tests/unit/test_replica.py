@@ -22,6 +22,10 @@ from facegrid.model import Gallery, HashRange, ShardAssignment, ShardMap
 from facegrid.telemetry.log import get_logger
 from facegrid.testing.memory_blob import MemoryBlobStore
 from facegrid.testing.memory_coord import MemoryCoordinator
+from indexd.ann.train import train
+from indexd.engine import coded
+from indexd.engine.coded import NamedCodebook
+from indexd.engine.compaction import FEW_SEGMENTS
 from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome
 from indexd.replica.committer import Committer, CommitterPorts
 from indexd.replica.fence import Claimant
@@ -78,7 +82,9 @@ class World:
         )
 
     @asynccontextmanager
-    async def primary(self, boot: str) -> AsyncIterator[Primary]:
+    async def primary(
+        self, boot: str, codebook: NamedCodebook | None = None
+    ) -> AsyncIterator[Primary]:
         """A primary of a process; leaving is the death of the process."""
         ports = self.ports("n1", boot)
         committer = Committer(
@@ -89,7 +95,7 @@ class World:
         )
         running = asyncio.get_running_loop().create_task(committer.run())
         primary = Primary(ports, committer, GALLERY, SHARD)
-        await primary.open(self.map_revision, None)
+        await primary.open(self.map_revision, codebook)
         yield primary
         running.cancel()
 
@@ -282,6 +288,124 @@ async def test_a_follower_that_cannot_confirm_its_tip_stops_serving(world: World
         follower.check_serving()
 
         assert (stale.value.reason, follower.phase) == ("FOLLOWER_STALE", Phase.SERVING)
+
+
+async def test_the_bytes_of_erased_rows_leave_the_store_and_no_answer_changes(
+    world: World,
+) -> None:
+    async with world.primary("b1") as first:
+        await first.write(enrol(1))
+        await first.flush()
+        await first.write(enrol(2))
+        await first.write(EraseRequest("r-3", [], ["s-1-0", "s-2-0"]))
+        first.applied()
+        due = (first.rewrite_due(3600), first.rewrite_due(0))
+        await first.rewrite()
+
+        erased = [enrol(number).codes[0].tobytes() for number in (1, 2)]
+        left = [data for data in world.store.objects.values() if any(e in data for e in erased)]
+        assert (due, left) == ((False, True), [])
+        assert not first.rewrite_due(0)
+        digest = first.state.digest
+
+    async with world.primary("b2") as second:
+        assert second.state.digest == digest
+        assert (found(second, enrol(1)), found(second, enrol(2))) == (["s-1-1"], ["s-2-1"])
+
+
+async def test_many_small_segments_become_one_and_rows_keep_their_order(world: World) -> None:
+    async with world.primary("b1") as first:
+        for number in range(FEW_SEGMENTS + 1):
+            await first.write(enrol(number))
+            await first.flush()
+        names = [first.state.subjects.name_of_row(row) for row in range(first.state.rows_count)]
+
+    async with world.primary("b2") as second:
+        assert len(second.persisted.segments) == 2
+        state = second.state
+        assert [state.subjects.name_of_row(row) for row in range(state.rows_count)] == names
+        assert state.digest == first.state.digest
+
+
+async def test_a_primary_that_stood_still_deletes_nothing_of_its_successor(world: World) -> None:
+    """1 b1 flushes and stands still before it deletes; 2 b2 takes over, erases, enrols the same
+    rows again and flushes; 3 b1 goes on; 4 b3 finds everything.
+    """
+    world.store = store = StoppingStore()
+    async with world.primary("b1") as first:
+        await first.write(enrol(1))
+        await first.flush()
+        await first.write(enrol(2))
+        await first.write(EraseRequest("r-3", [], ["s-1-0", "s-1-1"]))
+        store.stopping = True
+        async with asyncio.TaskGroup() as tasks:
+            flush = tasks.create_task(first.flush())
+            await store.stopped.wait()
+            async with world.primary("b2") as second:
+                again = enrol(1)
+                await second.write(EnrolRequest("r-4", *_columns(again), again.codes))
+                await second.flush()
+            store.go_on.set()
+            await flush
+
+    async with world.primary("b3") as third:
+        assert (found(third, enrol(1)), found(third, enrol(2))) == (
+            ["s-1-0", "s-1-1"],
+            ["s-2-0", "s-2-1"],
+        )
+
+
+def _columns(request: EnrolRequest) -> tuple[list[str], list[str]]:
+    return request.template_ids, request.subject_ids
+
+
+def trained(seed: int) -> NamedCodebook:
+    """A codebook of random rows, under the name that its object would have."""
+    sample = enrol(seed, rows=1500).codes
+    codebook = train(sample, seed=seed, threads=1)
+    _, sha256 = coded.encode(codebook)
+    return NamedCodebook(sha256, codebook)
+
+
+@pytest.mark.parametrize("later", [1, 2], ids=["same codebook", "another codebook"])
+async def test_coded_rows_come_back_from_their_segments(world: World, later: int) -> None:
+    """1 enrol; 2 code; 3 enrol more and erase; 4 flush; 5 open again with this or another book."""
+    async with world.primary("b1") as first:
+        await first.write(enrol(1, rows=300))
+        await first.use_codebook(trained(1))
+        await first.write(enrol(2, rows=40))
+        await first.absorb()
+        await first.write(EraseRequest("r-3", [], ["s-1-7", "s-2-7"]))
+        await first.flush()
+        probes = vectors.prepare_probes(vectors.dequantize(enrol(1, rows=20).codes))
+        before = first.state.index.search(probes, 5, -2.0)
+        names = [first.state.subjects.name_of_row(row) for row in before.rows.tolist()]
+
+    async with world.primary("b2", trained(later)) as second:
+        state = second.state
+        after = state.index.search(probes, 5, -2.0)
+        assert (state.index.rows_count, state.index.indexed_count) == (338, 338)
+        assert state.codebook == trained(later).sha256
+        assert [state.subjects.name_of_row(row) for row in after.rows.tolist()] == names
+        assert after.scores.tolist() == before.scores.tolist()
+
+
+class StoppingStore(MemoryBlobStore):
+    """The first deletion after `stopping` was set waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopping = False
+        self.stopped = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    @override
+    async def delete(self, name: str) -> None:
+        if self.stopping:
+            self.stopping = False
+            self.stopped.set()
+            await self.go_on.wait()
+        await super().delete(name)
 
 
 class HaltingStore(MemoryBlobStore):

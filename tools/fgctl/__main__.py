@@ -17,6 +17,7 @@ from fgctl.online.cluster import cluster
 from fgctl.online.enrol import enrol
 from fgctl.online.gallery import gallery
 from fgctl.online.identify import identify
+from fgctl.online.store import store
 from fgctl.online.templates import erase, get, verify
 
 EXIT_FAILED = 1
@@ -39,6 +40,7 @@ for command in (
     local,
     meta,
     offline,
+    store,
     verify,
 ):
     cli.add_command(command)

@@ -20,7 +20,10 @@ EXIT_DAMAGED = 1
 
 @click.group()
 def offline() -> None:
-    """Read a store without a cluster. STORE is PATH or dir:PATH; nothing in it is changed."""
+    """Read a store without a cluster. Nothing in it is changed.
+
+    STORE is PATH, dir:PATH or s3://BUCKET/PREFIX, as nodes take it.
+    """
 
 
 @offline.command("manifest")

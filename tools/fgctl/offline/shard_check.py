@@ -129,10 +129,13 @@ class ShardCheck:
         return found
 
     def _ruling(self, manifests: dict[str, Manifest]) -> Manifest | None:
-        """Return the newest manifest. Of two at one position and generation either will do, since
-        one process wrote both and deletes the older before what it needs.
+        """Return the newest manifest.
+
+        One process may have written several at one position, with the same rows in other segments;
+        those of the older ones may be deleted already. So the one that is complete rules.
         """
         pointer = self._expected.pointer
+        named = "" if pointer is None else manifest_name(self._shard_id, pointer.sha256)
         if pointer is not None:
             self._check_pointer(pointer, manifests)
         if not manifests:
@@ -141,24 +144,20 @@ class ShardCheck:
         level = [
             name for name, one in manifests.items() if (one.position, one.generation) == newest
         ]
-        chosen = level[-1]
-        if pointer is not None:
-            named = manifest_name(self._shard_id, pointer.sha256)
-            chosen = named if named in level else chosen
-        for name, manifest in manifests.items():
+        complete = [name for name in level if not self._lacking(manifests[name])]
+        chosen = named if named in level else (complete or level)[-1]
+        for segment in self._lacking(manifests[chosen]):
+            self._missing(segment, f"segment is missing; named by {chosen}")
+        for name in manifests:
             if name != chosen:
-                self._findings.note(name, "replaced: a newer manifest rules")
-            if name in level:
-                self._check_complete(name, manifest)
+                self._findings.note(name, "replaced by another manifest")
         self._manifest_sha256 = named_sha256(chosen)
         return manifests[chosen]
 
-    def _check_complete(self, name: str, manifest: Manifest) -> None:
-        """Find segments that a manifest names and that are not there."""
-        for entry in manifest.segments:
-            segment = segment_name(self._shard_id, entry.sha256)
-            if segment not in self._objects.names:
-                self._missing(segment, f"segment is missing; named by {name}")
+    def _lacking(self, manifest: Manifest) -> list[str]:
+        """Return the names of segments that a manifest needs and that are not there."""
+        names = [segment_name(self._shard_id, entry.sha256) for entry in manifest.segments]
+        return [name for name in names if name not in self._objects.names]
 
     def _check_pointer(self, pointer: ManifestPointer, manifests: dict[str, Manifest]) -> None:
         """Find that the committed manifest is gone and no newer one has replaced it."""

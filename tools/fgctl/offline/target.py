@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from facegrid.blob.open import S3_SCHEME, connect
 from facegrid.blob.reader import BlobReader, DirectoryReader
 from facegrid.errors import InvalidError
 
@@ -23,18 +24,21 @@ def store_argument(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def open_reader(store: str) -> BlobReader:
-    """Return a reader of the store at PATH or dir:PATH. Nothing is written there.
+    """Return a reader of the store at PATH, dir:PATH or s3://BUCKET/PREFIX. Nothing is written.
 
     Raises:
-        InvalidError: another kind of store (STORE_URL_MALFORMED).
+        InvalidError: no such kind of store (STORE_URL_MALFORMED).
         UnavailableError: the folder cannot be read.
     """
+    if store.startswith(S3_SCHEME):
+        return connect(store)
     kind, colon, where = store.partition(":")
     if not colon:
         return DirectoryReader(Path(store))
     if kind != "dir" or not where:
         raise InvalidError(
-            f"store must be PATH or dir:PATH store={store!r}", reason="STORE_URL_MALFORMED"
+            f"store must be PATH, dir:PATH or s3://BUCKET/PREFIX store={store!r}",
+            reason="STORE_URL_MALFORMED",
         )
     return DirectoryReader(Path(where))
 
