@@ -106,9 +106,14 @@ class View:
 
     def address(self, node_id: NodeId) -> str | None:
         """Return where a node can be reached, if it is registered."""
+        found = self.addresses(node_id)
+        return found[-1] if found else None
+
+    def addresses(self, node_id: NodeId) -> list[str]:
+        """Return where the processes of a node can be reached: after a restart there may be two."""
         infos = [seen.value for seen in self.seen[keys.NODES].values()]
         found = [i.address for i in infos if isinstance(i, NodeInfo) and i.node_id == node_id]
-        return found[-1] if found else None
+        return list(dict.fromkeys(found))
 
     def dropped(self, node_id: NodeId) -> list[Dropped]:
         """Return the dropped shards whose objects this node deletes."""
