@@ -30,7 +30,7 @@ from facegrid.clock import Clock, SystemClock
 from facegrid.errors import FacegridError, NotFoundError, UnavailableError
 from facegrid.vectors import Float32
 from fgctl.local.cluster import LocalCluster
-from fgctl.local.processes import log_tail
+from fgctl.local.processes import find, log_tail
 
 GALLERY = "demo"
 DIM = 512
@@ -334,6 +334,7 @@ def run(options: Options, *, clock: Clock, console: Console) -> str:
                 console.print(f"[bold]{number}/{len(demo.steps)} {title}[/bold]", highlight=False)
                 action()
         except KeyboardInterrupt:
+            _show_logs(demo.cluster, console)
             return f"demo: failed step={step} reason=interrupted"
         except (StepError, FacegridError, OSError, ValueError) as error:
             _show_logs(demo.cluster, console)
@@ -387,7 +388,8 @@ def _show_logs(cluster: LocalCluster, console: Console) -> None:
         return
     for process in processes:
         if process.kind != "etcd":
-            console.print(f"last lines of {process.name}", style="bold")
+            state = "which runs" if find(process) is not None else "which does not run"
+            console.print(f"last lines of {process.name}, {state}", style="bold")
             tail = log_tail(cluster.log(process.name))
             console.print(tail, highlight=False, markup=False, soft_wrap=True)
 

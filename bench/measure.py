@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 import facegrid
 from bench.dataset import Dataset
 from bench.report import percentile
@@ -123,3 +125,11 @@ def nodes_memory_bytes(cluster: LocalCluster) -> int:
 def stored_bytes(folder: Path) -> int:
     """Return the size of all files under a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def cpu_s(cluster: LocalCluster) -> float:
+    """Return the processor time used so far by this process, the routers and the nodes."""
+    record = cluster.record
+    found = [find(process) for process in (*record.of_kind("router"), *record.of_kind("node"))]
+    running = [psutil.Process(), *(process for process in found if process is not None)]
+    return sum(sum(process.cpu_times()[:2]) for process in running)

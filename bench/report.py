@@ -57,6 +57,7 @@ def hardware() -> dict[str, Json]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory / 2**30, 1),
         "system": platform.system(),
+        "load_average": os.getloadavg()[0],
     }
 
 

@@ -4,6 +4,8 @@ Limits are published: clients read them here, the protos repeat them, requests b
 refused with the limit's name.
 """
 
+from facegrid.ids import ID_BYTES_MAX
+
 MIB = 1024 * 1024
 
 DIM_MIN = 8
@@ -13,6 +15,8 @@ DIM_STEP = 4
 
 K_MAX = 2048
 PROBES_MAX = 1024
+CANDIDATES_MAX = 131_072
+"""Probes times k of one call, so that the longest possible answer fits into a channel."""
 ENROL_ROWS_MAX = 4096
 ERASE_IDS_MAX = 4096
 SHARDS_MAX = 1024
@@ -52,6 +56,8 @@ FLOAT32_BYTES = 4
 assert ENROL_ROWS_MAX * DIM_MAX * FLOAT32_BYTES < MESSAGE_BYTES_MAX, "a full batch must fit"
 assert PROBES_MAX * DIM_MAX * FLOAT32_BYTES < MESSAGE_BYTES_MAX, "a full batch must fit"
 assert MESSAGE_BYTES_MAX < CHANNEL_BYTES_MAX
+assert CANDIDATES_MAX * (2 * ID_BYTES_MAX + 32) < CHANNEL_BYTES_MAX, "an answer must fit"
+assert K_MAX <= CANDIDATES_MAX
 assert 127 * 128 * DIM_MAX < 2**24, "dot products must stay exact in float32, see facegrid.vectors"
 assert ETCD_TXN_SHARDS_MAX * 3 <= ETCD_TXN_OPERATIONS_MAX, (
     "two comparisons and one put for each shard"

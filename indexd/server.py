@@ -6,8 +6,6 @@ import signal
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
-from threadpoolctl import threadpool_limits
-
 from facegrid import __version__
 from facegrid.api.shard.v1.shard_service_pb2_grpc import add_ShardServiceServicer_to_server
 from facegrid.blob.open import open_store
@@ -76,7 +74,9 @@ class Server:
             threads=threads,
         )
         trainer = Trainer(trainer_ports, view)
-        self._node = Node(ports, committer, trainer, view)
+        self._node = Node(
+            ports, committer, trainer, view, erased_rewrite_s=settings.erased_rewrite_s
+        )
         self._rpc = RpcServer(clock, self._logger, dev=settings.dev)
         spread = Spread(self._pool, clock, view)
         service = ShardService(
@@ -140,8 +140,6 @@ async def serve(settings: IndexdSettings) -> None:
         UnavailableError: etcd, the store or the address cannot be reached; the message says which.
         InvalidError: a setting names something that does not exist.
     """
-    # NumPy's matrix products go by a number of their own, for the whole process.
-    threadpool_limits(threads_of(settings), user_api="blas")
     self_test()
     store = open_store(settings.store)
     coord = EtcdCoordinator(settings.etcd, root=settings.etcd_prefix, clock=SystemClock())

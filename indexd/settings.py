@@ -25,6 +25,11 @@ class IndexdSettings(ProcessSettings):
     lease_ttl_s: int = Field(10, ge=2, le=600, description="seconds until a lost node is unlisted")
     search_threads: int = Field(0, ge=0, description="threads of a search; 0: one for each core")
     zone: str = Field("", description="failure zone, for instance the rack")
+    erased_rewrite_s: float = Field(
+        3600.0,
+        ge=1,
+        description="seconds after which the bytes of erased rows have left the store",
+    )
     grace_s: float = Field(20.0, ge=0, description="seconds that calls get to end on SIGTERM")
     dev: bool = Field(default=False, description="serve gRPC reflection")
     log_format: Literal["json", "console"] = Field("json", description="form of the log lines")

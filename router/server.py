@@ -73,7 +73,7 @@ class RouterServer:
         pool = NodePool(self._channels, clock)
         positions = Positions()
         directory = Directory(self.watcher, coordinator, clock)
-        reader = Reader(self.watcher, pool, clock)
+        reader = Reader(self.watcher, pool, clock, positions)
         lifecycle = Lifecycle(coordinator, self.watcher, pool, clock=clock, new_uid=new_uid)
         coalescer = Coalescer(
             Searcher(self.watcher, pool, clock, positions),

@@ -52,6 +52,7 @@ class Segment(ArrayValue):
         codebook: sha256 in hex of the codebook that lists and pq_codes belong to; empty: none.
         lists: int32 [n], the IVF list of each row; None without a codebook.
         pq_codes: uint8 [n, b], the PQ code of each row; None without a codebook.
+        generation: of the primary that wrote it; makes its hash unique to that generation.
     """
 
     shard_id: ShardId
@@ -63,6 +64,7 @@ class Segment(ArrayValue):
     codebook: str = ""
     lists: Int32 | None = None
     pq_codes: UInt8 | None = None
+    generation: int = 0
 
 
 def segment_prefix(shard_id: str) -> str:
@@ -94,6 +96,7 @@ def encode_segment(segment: Segment) -> bytes:
         rows_count=len(segment.template_ids),
         codebook=segment.codebook,
         pq_code_bytes=0 if segment.pq_codes is None else segment.pq_codes.shape[1],
+        generation=segment.generation,
     )
     ids = storage_pb2.SegmentIds(
         template_ids=segment.template_ids, subject_ids=segment.subject_ids
@@ -140,6 +143,7 @@ def decode_segment(data: Buffer) -> Segment:
         codebook=header.codebook,
         lists=lists,
         pq_codes=pq_codes,
+        generation=header.generation,
     )
     problem = segment_problem(segment)
     require(not problem, _WHAT, problem)
@@ -154,8 +158,8 @@ def segment_problem(segment: Segment) -> str:
     """
     rows = len(segment.template_ids)
     subjects = len(segment.subject_ids)
-    if not segment.shard_id:
-        return "no shard id"
+    if not segment.shard_id or segment.generation < 0:
+        return "no shard id, or a negative generation"
     if segment.codes.shape != (rows, segment.dim) or segment.subject_rows.shape != (rows,):
         return "shapes of arrays disagree with the number of rows"
     if len(set(segment.subject_ids)) != subjects:

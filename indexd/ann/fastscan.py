@@ -2,7 +2,7 @@
 
 FastScan keeps the codes of 32 rows together: of each code byte the low halves of all 32 rows, then
 the high halves, two rows to a byte, in the order that the shuffle instruction wants. faiss has the
-packing in C++ only; these are its inverse and itself in NumPy. `indexd.ann.selftest` compares both
+packing in C++ only; here it is in NumPy, with its inverse. `indexd.ann.self_test` compares them
 with faiss at start-up.
 """
 

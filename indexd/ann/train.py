@@ -80,7 +80,7 @@ class Standing:
     """Where the rows of pseudo-mates stand among all rows of the trial.
 
     Attributes:
-        places: int64 [m], rows ahead of the mate's by their codes; DEPTHS[-1] stands for more.
+        places: int64 [m], rows ahead of the mate's by their codes; DEPTHS[-1] stands for many.
         outranked: bool [m], another row has a higher exact score: exact search misses it as well.
     """
 
@@ -144,6 +144,12 @@ def miss_rate_bound(misses: int, trials: int) -> float:
     return high / trials if trials else 1.0
 
 
+def _proven(misses: int, trials: int) -> bool:
+    """Tell whether the miss rate is below MISS_RATE_MAX."""
+    # Most often it plainly is not, and the bound takes a while for many misses.
+    return misses <= MISS_RATE_MAX * trials and miss_rate_bound(misses, trials) <= MISS_RATE_MAX
+
+
 def _learn(x: Float32, *, nlist: int, seed: int) -> Codebook:
     """Return centroids and PQ tables of unit vectors, float32 [n, dim]; settings still open."""
     dim = x.shape[1]
@@ -152,7 +158,12 @@ def _learn(x: Float32, *, nlist: int, seed: int) -> Codebook:
     pq.cp.seed = seed % 2**31
     pq.cp.niter = ITERATIONS
     pq.cp.max_points_per_centroid = 1024
+    # Hundreds of small problems: threads would wait for each other most of the time, and for
+    # seconds where other processes want the cores.
+    threads = faiss.omp_get_max_threads()
+    set_threads(1)
     pq.train(x)
+    set_threads(threads)
     tables = faiss.vector_to_array(pq.centroids).reshape(pq_m, 1 << PQ_BITS, PQ_STEP)
     return Codebook(
         dim=dim,
@@ -198,7 +209,8 @@ def _standing(codebook: Codebook, trial: Int8, mates: Mates) -> Standing:
     rows.append(trial, np.zeros(len(trial), np.int32))
     coded = IvfPq(codebook)
     encode_rows(coded, rows, len(trial))
-    wanted = min(DEPTHS[-1], len(trial))
+    # Further down the trial, a mate would be out of reach in the grown gallery anyway.
+    wanted = min(DEPTHS[-1] // GROWTH, len(trial))
     found = coded.search(mates.probes, wanted, nprobe=codebook.nlist, live=None)
     own = found == mates.rows[:, None]
     places = np.where(own.any(axis=1), own.argmax(axis=1), DEPTHS[-1])
@@ -211,8 +223,7 @@ def _depth(standing: Standing) -> int:
     """Return the least depth whose miss rate is proven; with too few probes, a safe one."""
     for depth in DEPTHS:
         misses = int(np.count_nonzero(standing.misses(depth)))
-        proven = miss_rate_bound(misses, len(standing.places)) <= MISS_RATE_MAX
-        if proven or (misses == 0 and depth >= DEPTH_DEFAULT):
+        if _proven(misses, len(standing.places)) or (misses == 0 and depth >= DEPTH_DEFAULT):
             return depth
     return DEPTHS[-1]
 
@@ -232,6 +243,6 @@ def _nprobe(places: Int64, missed: Bool, outranked: Bool) -> int:
     """
     for nprobe in range(1, int(places.max()) + 2):
         misses = int(np.count_nonzero(missed | ((places >= nprobe) & ~outranked)))
-        if miss_rate_bound(misses, len(places)) <= MISS_RATE_MAX:
+        if _proven(misses, len(places)):
             return nprobe
     return NEVER

@@ -6,7 +6,7 @@ and those never change.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from facegrid.format.manifest import (
 from facegrid.format.segment import Segment, encode_segment, segment_name, segment_rows_max
 from indexd.ann.ivfpq import EncodedRows
 from indexd.engine import digest as digests
+from indexd.engine.compaction import Run, SegmentSize
 from indexd.engine.requests import RequestMemory
 from indexd.engine.state import Int64, ShardState
 
@@ -45,10 +46,25 @@ class Persisted:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """A segment that stays as it is, and which of its rows are erased by now."""
+
+    segment: StoredSegment
+    erased: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fresh:
+    """Rows to be written: none of them erased, rising."""
+
+    rows: Int64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Capture:
     """A shard at one position, enough to write a manifest of it.
 
-    `new_rows` are those of the last `span` rows that are not erased.
+    `pieces` are in the order of their rows, so that a restart numbers the rows in the same order.
     """
 
     state: ShardState
@@ -58,10 +74,13 @@ class Capture:
     digest: int
     templates_count: int
     rows_count: int
-    span: int
-    new_rows: Int64
-    kept: tuple[tuple[StoredSegment, npt.NDArray[np.bool_]], ...]
+    pieces: tuple[Kept | Fresh, ...]
     requests: tuple[RememberedRequest, ...]
+
+    @property
+    def rows_written_count(self) -> int:
+        """Rows that the flush writes."""
+        return sum(len(piece.rows) for piece in self.pieces if isinstance(piece, Fresh))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,10 +89,6 @@ class CodedRows:
 
     codebook: str
     rows: EncodedRows
-
-    def part(self, part: slice) -> "CodedRows":
-        """Return some of the rows."""
-        return CodedRows(self.codebook, EncodedRows(self.rows.lists[part], self.rows.codes[part]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +110,34 @@ class Flush:
     capture: Capture
 
 
-def capture(state: ShardState, persisted: Persisted, generation: int) -> Capture:
-    """Fix what a flush will write. Rows erased by now are not written at all.
+def sizes(state: ShardState, persisted: Persisted) -> list[SegmentSize]:
+    """Return the sizes of the segments as they are now, for `indexd.engine.compaction`."""
+    return [
+        SegmentSize(len(segment.rows), int(np.count_nonzero(state.erased_mask(segment.rows))))
+        for segment in persisted.segments
+    ]
 
-    Segments of which every row is erased are left out; their objects go with the next sweep.
+
+def capture(
+    state: ShardState, persisted: Persisted, generation: int, rewritten: Sequence[Run] = ()
+) -> Capture:
+    """Fix what a flush will write: new rows, and the rows of segments to be rewritten.
+
+    Rows erased by now are not written. Segments of which every row is erased are left out.
     """
-    everything = np.arange(persisted.rows_count, state.rows_count, dtype=np.int64)
-    kept = tuple((segment, state.erased_mask(segment.rows)) for segment in persisted.segments)
+    at = {run.first: run for run in rewritten}
+    pieces: list[Kept | Fresh] = []
+    number = 0
+    while number < len(persisted.segments):
+        run = at.get(number, Run(number, number + 1))
+        segments = persisted.segments[run.first : run.last]
+        if number in at:
+            pieces += _fresh(state, np.concatenate([segment.rows for segment in segments]))
+        else:
+            erased = state.erased_mask(segments[0].rows)
+            pieces += [] if erased.all() else [Kept(segments[0], erased)]
+        number = run.last
+    pieces += _fresh(state, np.arange(persisted.rows_count, state.rows_count, dtype=np.int64))
     return Capture(
         state=state,
         generation=generation,
@@ -110,36 +146,42 @@ def capture(state: ShardState, persisted: Persisted, generation: int) -> Capture
         digest=state.digest,
         templates_count=state.templates_count,
         rows_count=state.rows_count,
-        span=state.rows_count - persisted.rows_count,
-        new_rows=everything[~state.erased_mask(everything)],
-        kept=tuple((segment, erased) for segment, erased in kept if not erased.all()),
+        pieces=tuple(pieces),
         requests=_remembered(state.requests),
     )
 
 
-def build(captured: Capture, coded: CodedRows | None) -> Flush:
-    """Return the objects of a flush. For a thread: it encodes and hashes all new rows."""
-    state = captured.state
-    stored = [held for held, _ in captured.kept]
-    entries = [
-        ManifestSegment(sha256=held.sha256, rows_count=len(held.rows), erased=erased)
-        for held, erased in captured.kept
-    ]
-    segments: list[StoredObject] = []
+def _fresh(state: ShardState, rows: Int64) -> list[Kept | Fresh]:
+    """Return what is to be written of some rows, in pieces that fit into a segment."""
+    live = rows[~state.erased_mask(rows)]
     step = segment_rows_max(state.dim)
-    for begin in range(0, len(captured.new_rows), step):
-        part = slice(begin, begin + step)
-        rows = captured.new_rows[part]
-        segment = _stored(
-            encode_segment(_segment(state, rows, None if coded is None else coded.part(part))),
-            lambda sha256: segment_name(state.shard_id, sha256),
-        )
-        segments.append(segment)
-        stored.append(StoredSegment(segment.sha256, rows))
-        entries.append(
-            ManifestSegment(
-                sha256=segment.sha256, rows_count=len(rows), erased=np.zeros(len(rows), np.bool_)
+    return [Fresh(live[begin : begin + step]) for begin in range(0, len(live), step)]
+
+
+def build(captured: Capture, coded: Sequence[CodedRows | None]) -> Flush:
+    """Return the objects of a flush. For a thread: it encodes and hashes all rows to be written.
+
+    `coded` is what `coded_rows` returned: the codes of each fresh piece, where it has some.
+    """
+    state = captured.state
+    codes = iter(coded)
+    stored: list[StoredSegment] = []
+    entries: list[ManifestSegment] = []
+    segments: list[StoredObject] = []
+    for piece in captured.pieces:
+        if isinstance(piece, Kept):
+            segment, erased = piece.segment, piece.erased
+        else:
+            item = _stored(
+                encode_segment(_segment(captured, piece.rows, next(codes))),
+                lambda sha256: segment_name(state.shard_id, sha256),
             )
+            segments.append(item)
+            segment = StoredSegment(item.sha256, piece.rows)
+            erased = np.zeros(len(piece.rows), np.bool_)
+        stored.append(segment)
+        entries.append(
+            ManifestSegment(sha256=segment.sha256, rows_count=len(segment.rows), erased=erased)
         )
     manifest = Manifest(
         shard_id=state.shard_id,
@@ -163,19 +205,28 @@ def build(captured: Capture, coded: CodedRows | None) -> Flush:
     )
 
 
-def coded_rows(captured: Capture) -> CodedRows | None:
-    """Return the new rows as the codebook codes them, if all are coded. For the owner thread."""
-    state = captured.state
-    first = captured.rows_count - captured.span
-    encoded = state.index.encoded(first, captured.rows_count) if state.codebook else None
+def coded_rows(captured: Capture) -> list[CodedRows | None]:
+    """Return each fresh piece as the codebook codes it, None where a row of it is not coded yet.
+
+    For the owner thread.
+    """
+    fresh = [piece.rows for piece in captured.pieces if isinstance(piece, Fresh)]
+    return [_coded(captured.state, rows) for rows in fresh]
+
+
+def _coded(state: ShardState, rows: Int64) -> CodedRows | None:
+    """Return rows as the codebook codes them, if it codes all of them."""
+    first = int(rows[0])
+    encoded = state.index.encoded(first, int(rows[-1]) + 1) if state.codebook else None
     if encoded is None:
         return None
-    at = captured.new_rows - first
+    at = rows - first
     return CodedRows(state.codebook, EncodedRows(encoded.lists[at], encoded.codes[at]))
 
 
-def _segment(state: ShardState, rows: Int64, coded: CodedRows | None) -> Segment:
-    """Return rows of a state as a segment, with their codes where they have some."""
+def _segment(captured: Capture, rows: Int64, coded: CodedRows | None) -> Segment:
+    """Return rows as a segment, with their codes where they have some."""
+    state = captured.state
     numbers: dict[str, int] = {}
     subject_rows = np.empty(len(rows), np.int32)
     for at, row in enumerate(rows.tolist()):
@@ -191,6 +242,7 @@ def _segment(state: ShardState, rows: Int64, coded: CodedRows | None) -> Segment
         codebook="" if coded is None else coded.codebook,
         lists=None if coded is None else coded.rows.lists,
         pq_codes=None if coded is None else coded.rows.codes,
+        generation=captured.generation,
     )
 
 

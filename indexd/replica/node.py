@@ -26,6 +26,8 @@ from indexd.replica.writer import ShardWriter
 
 RETRY_PAUSE_S = 0.5
 TRAIN_TIMEOUT_S = 1800.0
+REWRITE_LOOK_S = 30.0
+"""How often to look for erased rows to be rewritten, where the limit is long."""
 OPENING_MAX = 2
 """Shards loaded at a time; more would only compete for the same cores."""
 
@@ -34,7 +36,13 @@ class Node:
     """All shards of this process."""
 
     def __init__(
-        self, ports: NodePorts, committer: Committer, trainer: Trainer, view: View
+        self,
+        ports: NodePorts,
+        committer: Committer,
+        trainer: Trainer,
+        view: View,
+        *,
+        erased_rewrite_s: float,
     ) -> None:
         self.copies: dict[ShardId, ShardCopy] = {}
         self._leaving: dict[ShardId, ShardCopy] = {}
@@ -48,6 +56,7 @@ class Node:
         self._busy: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._stopping = False
+        self._erased_rewrite_s = erased_rewrite_s
 
     async def run(self) -> None:
         """Follow etcd until cancelled.
@@ -59,6 +68,7 @@ class Node:
             self._tasks = tasks
             tasks.create_task(self._committer.run())
             tasks.create_task(self._follow())
+            tasks.create_task(self._rewrite())
             for prefix in WATCHED:
                 tasks.create_task(self._watch(prefix))
             while True:
@@ -129,6 +139,14 @@ class Node:
         self._ports.logger.info(
             "trained by itself", gallery=gallery.name, codebook=sha256, sample=sample_count
         )
+
+    async def _rewrite(self) -> None:
+        """Now and then rewrite segments whose erased rows have lain in the store long enough."""
+        while True:
+            await self._ports.clock.sleep(min(REWRITE_LOOK_S, self._erased_rewrite_s / 2))
+            for shard_id, copy in self.copies.items():
+                if isinstance(copy, Primary) and copy.rewrite_due(self._erased_rewrite_s / 2):
+                    self._start(f"flush {shard_id}", copy.rewrite())
 
     async def _watch(self, prefix: str) -> None:
         """Keep one prefix of the view up to date."""

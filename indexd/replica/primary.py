@@ -1,6 +1,7 @@
 """The primary copy of a shard: claims it, writes it, flushes it."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 
 from typing_extensions import override
 
@@ -11,11 +12,12 @@ from facegrid.errors import ConflictError, FencedError, UnavailableError
 from facegrid.format.log import log_prefix, parse_log_name
 from facegrid.format.manifest import manifest_prefix
 from facegrid.format.records import ManifestPointer, encode_manifest_pointer
-from facegrid.format.segment import segment_prefix
+from facegrid.format.segment import segment_name, segment_prefix
 from facegrid.model import Gallery, ShardAssignment
+from indexd.engine import compaction, recovery
 from indexd.engine import flush as flushing
-from indexd.engine import recovery
 from indexd.engine.coded import NamedCodebook
+from indexd.engine.compaction import Run, SegmentSize
 from indexd.engine.flush import StoredObject
 from indexd.engine.requests import Outcome, WriteRequest
 from indexd.replica.committer import Committer
@@ -36,6 +38,8 @@ class Primary(ShardCopy):
         self._writer: ShardWriter | None = None
         self._manifest_revision = 0
         self._flushing = asyncio.Lock()
+        self._erased_since_s: float | None = None
+        self._erased_written_count = 0
 
     @property
     @override
@@ -67,6 +71,9 @@ class Primary(ShardCopy):
         self._writer = ShardWriter.of(self.state, fence)
         self._committer.add(self._writer)
         self.phase = Phase.SERVING
+        if self.state.erased_count:
+            # Nobody remembers for how long these have lain in the store: long enough.
+            self._erased_since_s = float("-inf")
         self.log.info(
             "shard serving",
             generation=fence.generation,
@@ -85,19 +92,49 @@ class Primary(ShardCopy):
     def applied(self) -> bool:
         """Note that records were applied; tell whether a flush is due."""
         self.moved()
+        if self._erased_since_s is None and self.state.erased_count > self._erased_written_count:
+            self._erased_since_s = self.ports.clock.now_s()
         return self.state.rows_count - self.persisted.rows_count >= limits.FLUSH_ROWS
 
+    def rewrite_due(self, erased_rewrite_s: float) -> bool:
+        """Whether bytes of erased rows have lain in the store for as long as they may."""
+        since_s = self._erased_since_s
+        if self.phase is not Phase.SERVING:
+            return False
+        return since_s is not None and self.ports.clock.now_s() - since_s >= erased_rewrite_s
+
+    async def rewrite(self) -> None:
+        """Flush, and rewrite every segment that has an erased row: its bytes leave the store.
+
+        Raises:
+            UnavailableError, FencedError: as `flush`; what was erased stays masked either way.
+        """
+        written_count = self.state.erased_count
+        await self._flush(compaction.erased_runs)
+        self._erased_written_count = written_count
+        later = self.state.erased_count > written_count
+        self._erased_since_s = self.ports.clock.now_s() if later else None
+
     async def flush(self) -> None:
-        """Write what is only in the log as a segment, commit the manifest, trim the log.
+        """Write what is only in the log as a segment, and join small segments that add up.
 
         Raises:
             UnavailableError: etcd or the store cannot be reached; the log still has everything.
             FencedError: another process has the shard.
         """
+        if self.state.position != self.persisted.position:
+            await self._flush(compaction.small_runs)
+
+    async def _flush(self, choose: Callable[[Sequence[SegmentSize]], list[Run]]) -> None:
+        """Store segments and manifest, commit the manifest, trim the log.
+
+        `choose` tells which segments to rewrite on this occasion.
+        """
         async with self._flushing:
-            if self.phase is not Phase.SERVING or self.state.position == self.persisted.position:
+            if self.phase is not Phase.SERVING:
                 return
-            captured = flushing.capture(self.state, self.persisted, self.generation)
+            rewritten = choose(flushing.sizes(self.state, self.persisted))
+            captured = flushing.capture(self.state, self.persisted, self.generation, rewritten)
             coded = await self.on(self.ports.search_thread, lambda: flushing.coded_rows(captured))
             built = await self.on(self.ports.build_thread, lambda: flushing.build(captured, coded))
             for item in (*built.segments, built.manifest):
@@ -108,7 +145,7 @@ class Primary(ShardCopy):
             self.log.info(
                 "flushed",
                 position=built.persisted.position,
-                rows=len(captured.new_rows),
+                rows=captured.rows_written_count,
                 segments=len(self.persisted.segments),
             )
             await self._trim(captured.position, built.manifest.name)
@@ -141,19 +178,38 @@ class Primary(ShardCopy):
         self._manifest_revision = result.revision
 
     async def _trim(self, position: int, manifest_name: str) -> None:
-        """Delete log objects that the manifest covers, and manifests and segments it replaced."""
+        """Delete what the manifest covers or does not name.
+
+        First everything is listed, then the generation is checked, then deleted. So all that is
+        deleted was there while this process was still the primary, and nobody makes it again:
+        names carry a uuid or the hash of a content that states its generation. However long the
+        process stands still between two deletions, it cannot hit what a successor needs.
+        """
         store, shard_id = self.ports.store, self.assignment.shard_id
+        kept = {segment_name(shard_id, segment.sha256) for segment in self.persisted.segments}
+        kept.add(manifest_name)
+        names = [
+            *await store.list(segment_prefix(shard_id)),
+            *await store.list(manifest_prefix(shard_id)),
+        ]
+        unneeded = [name for name in names if name not in kept]
         for name in await store.list(log_prefix(shard_id)):
             parsed = parse_log_name(name)
             if parsed is not None and parsed[1] <= position:
-                await store.delete(name)
-        for name in await store.list(manifest_prefix(shard_id)):
-            if name != manifest_name:
-                await store.delete(name)
-        kept = {segment.sha256 for segment in self.persisted.segments}
-        for name in await store.list(segment_prefix(shard_id)):
-            if name.rsplit("/", 1)[1] not in kept:
-                await store.delete(name)
+                unneeded.append(name)
+        await self._check_generation()
+        for name in unneeded:
+            await store.delete(name)
+
+    async def _check_generation(self) -> None:
+        """Raise FencedError unless this process is still the primary."""
+        assert self._fence is not None, "a serving replica has claimed"
+        item = await self.ports.coord.get(keys.generation(self.assignment.shard_id))
+        if item is None or item.mod_revision != self._fence.gen_revision:
+            raise FencedError(
+                f"another process has the shard shard={self.assignment.shard_id}",
+                shard=self.assignment.shard_id,
+            )
 
     async def _put(self, item: StoredObject) -> None:
         """Store an object named by its hash; one that is there already must be the same."""

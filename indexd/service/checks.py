@@ -85,6 +85,11 @@ def check_k(k: int) -> None:
         )
 
 
+def check_candidates(probes_count: int, k: int) -> None:
+    """Raise InvalidError where the longest possible answer would be too long."""
+    check_count(probes_count * k, limits.CANDIDATES_MAX, "CANDIDATES_MAX")
+
+
 def check_count(count: int, limit: int, name: str) -> None:
     """Raise InvalidError unless there is at least one row and not more than the limit."""
     if not 1 <= count <= limit:

@@ -115,13 +115,16 @@ class ShardService(ShardServiceServicer):
         if not copies:
             return response
         probes = checks.probes(request, copies[0].gallery.dim)
+        checks.check_candidates(len(probes), request.k)
+        # Stated as of before the search: what came in while it ran may not have been seen.
+        positions = [copy.state.position for copy in copies]
         found = await self._search(copies, probes, request, deadline_s)
-        for copy in copies:
+        for copy, position in zip(copies, positions, strict=True):
             response.searched.add(
                 shard_id=copy.assignment.shard_id,
                 first=copy.state.range.first,
                 last=copy.state.range.last,
-                position=copy.state.position,
+                position=position,
                 generation=copy.generation,
             )
         response.counts.extend(found.counts.tolist())

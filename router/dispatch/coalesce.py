@@ -36,6 +36,8 @@ class CoalesceLimits:
 
     Attributes:
         rows_max: probes in one batch, unless one caller alone has more.
+        candidates_max: probes times k of one batch, unless one caller alone wants more; so a few
+            long lists never make many short ones long.
         rows_full: waiting probes that go out without waiting for the batch before.
         batches_max: batches under way per gallery that full ones may make.
         late_batches_max: batches under way per gallery, late ones included.
@@ -45,6 +47,7 @@ class CoalesceLimits:
     """
 
     rows_max: int = 256
+    candidates_max: int = 65_536
     rows_full: int = 64
     batches_max: int = 2
     late_batches_max: int = 8
@@ -178,13 +181,14 @@ class Coalescer:
     def _send(self, lane: _Lane) -> None:
         """Send those that wait, as many as fit into one batch."""
         waiters = [lane.waiting.popleft()]
-        rows_count = waiters[0].question.rows_count
-        while (
-            lane.waiting
-            and rows_count + lane.waiting[0].question.rows_count <= self._limits.rows_max
-        ):
+        rows_count, k = waiters[0].question.rows_count, waiters[0].question.k
+        while lane.waiting:
+            following = lane.waiting[0].question
+            more, k = rows_count + following.rows_count, max(k, following.k)
+            if more > self._limits.rows_max or more * k > self._limits.candidates_max:
+                break
             waiters.append(lane.waiting.popleft())
-            rows_count += waiters[-1].question.rows_count
+            rows_count = more
         self._count(lane, -rows_count)
         deadline_s = max(waiter.deadline_s for waiter in waiters)
         search = self._searcher.search(

@@ -106,13 +106,10 @@ class Ingest:
         answers = await all_of(
             [self._append(topology, portion, deadline_s) for portion in portions]
         )
-        positions = {
-            portion.shard.shard_id: answer.position
-            for portion, answer in zip(portions, answers, strict=True)
-        }
-        self._positions.note(positions.items())
         return Enrolled(
-            Token(positions),
+            self._token(
+                [portion.shard for portion in portions], [answer.position for answer in answers]
+            ),
             sum(answer.enrolled_count for answer in answers),
             sum(answer.unchanged_count for answer in answers),
         )
@@ -151,11 +148,22 @@ class Ingest:
                 raise blamed(error, shard.shard_id, shard.primary) from error
 
         answers = await all_of([one(shard) for shard in shards])
-        positions = {
-            shard.shard_id: answer.position for shard, answer in zip(shards, answers, strict=True)
-        }
-        self._positions.note(positions.items())
-        return Erased(Token(positions), sum(answer.erased_templates_count for answer in answers))
+        return Erased(
+            self._token(shards, [answer.position for answer in answers]),
+            sum(answer.erased_templates_count for answer in answers),
+        )
+
+    def _token(
+        self,
+        shards: Sequence[ShardAssignment],
+        last: Sequence[int],
+    ) -> Token:
+        """Return how far the shards have come, and remember it of their primaries."""
+        positions = {}
+        for shard, position in zip(shards, last, strict=True):
+            positions[shard.shard_id] = position
+            self._positions.note(shard.primary, [(shard.shard_id, position)])
+        return Token(positions)
 
     async def _check(self, topology: Topology, portion: _Portion, deadline_s: float) -> None:
         try:

@@ -1,28 +1,39 @@
-"""How far the shards' logs are known to have come."""
+"""How far the shards' logs are known to have come, and on which nodes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
-from facegrid.ids import ShardId
-from facegrid.model import ShardMap, Token
+from facegrid.ids import NodeId, ShardId
+from facegrid.model import ShardAssignment, ShardMap, Token
 
 
 class Positions:
-    """The highest position seen of every shard, in answers to reads and writes."""
+    """The highest position seen of every shard on every node, in answers to reads and writes."""
 
     def __init__(self) -> None:
-        self._seen: dict[ShardId, int] = {}
+        self._seen: dict[ShardId, dict[NodeId, int]] = {}
 
-    def note(self, positions: Iterable[tuple[ShardId, int]]) -> None:
-        """Take notice of positions that nodes told."""
+    def note(self, node_id: NodeId, positions: Iterable[tuple[ShardId, int]]) -> None:
+        """Take notice of positions that a node told."""
         for shard_id, position in positions:
-            if position > self._seen.get(shard_id, 0):
-                self._seen[shard_id] = position
+            seen = self._seen.setdefault(shard_id, {})
+            if position > seen.get(node_id, 0):
+                seen[node_id] = position
 
     def reached(self, demanded: Mapping[ShardId, int]) -> bool:
         """Tell whether some node has been seen at every position demanded."""
         return all(
-            position <= self._seen.get(shard_id, 0) for shard_id, position in demanded.items()
+            position <= max(self._seen.get(shard_id, {}).values(), default=0)
+            for shard_id, position in demanded.items()
         )
+
+    def behind(self, shard: ShardAssignment, position: int) -> Collection[NodeId]:
+        """Return the followers not yet seen at a position: asked for it, they might have to wait
+        for the primary's records, while the primary has them.
+        """
+        if position == 0:
+            return ()
+        seen = self._seen.get(shard.shard_id, {})
+        return {node_id for node_id in shard.node_ids[1:] if seen.get(node_id, 0) < position}
 
 
 def demanded(token: Token, shard_map: ShardMap) -> dict[ShardId, int]:

@@ -22,7 +22,7 @@ from facegrid.errors import (
 from facegrid.ids import NodeId
 from facegrid.model import ShardAssignment, Token
 from router.dispatch.blame import blamed
-from router.dispatch.positions import demanded
+from router.dispatch.positions import Positions, demanded
 from router.dispatch.scatter import REFRESH_S_MAX, REFRESH_SHARE
 from router.dispatch.time_left import time_for_node_s
 from router.dispatch.together import all_of
@@ -34,7 +34,7 @@ from router.topology.watcher import Watcher
 if TYPE_CHECKING:
     from router.topology.pool import Pick
 
-Request = TypeVar("Request")
+Request = TypeVar("Request", shard_pb2.CompareRequest, shard_pb2.GetRequest)
 Response = TypeVar("Response")
 
 AGAIN = (UnavailableError, FencedError, OverloadedError)
@@ -65,12 +65,16 @@ class Reader:
         watcher: holds the topology.
         pool: reaches the nodes.
         clock: for what is left of deadlines.
+        positions: knows which replicas have what a token demands.
     """
 
-    def __init__(self, watcher: Watcher, pool: NodePool, clock: Clock) -> None:
+    def __init__(
+        self, watcher: Watcher, pool: NodePool, clock: Clock, positions: Positions
+    ) -> None:
         self._watcher = watcher
         self._pool = pool
         self._clock = clock
+        self._positions = positions
         self._turn = 0
 
     async def verify(
@@ -138,7 +142,9 @@ class Reader:
     ) -> Response:
         """Ask one replica, and if it cannot, once more another one, or the same a little later."""
         self._turn += 1
-        node_id = fanout.choose_node(shard.node_ids, loads=self._pool.loads(), turn=self._turn)
+        behind = self._positions.behind(shard, request.position_min)
+        current = [node_id for node_id in shard.node_ids if node_id not in behind]
+        node_id = fanout.choose_node(current, loads=self._pool.loads(), turn=self._turn)
         try:
             return await self._ask(shard, node_id, pick, request, deadline_s)
         except DeadlineError:

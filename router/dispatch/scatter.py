@@ -175,6 +175,8 @@ class Searcher:
     ) -> _Heard:
         """Ask for shards, one call per node, all at once."""
         self._turn += 1
+        if question.positions:
+            avoid = self._avoiding_followers(shards, question.positions, avoid)
         groups = fanout.group_by_node(
             shards, loads=self._pool.loads(), avoid=avoid, turn=self._turn
         )
@@ -203,6 +205,28 @@ class Searcher:
             tuple(failure for item in heard for failure in item.failures),
         )
 
+    def _avoiding_followers(
+        self,
+        shards: Sequence[ShardAssignment],
+        positions: Mapping[ShardId, int],
+        avoid: Mapping[ShardId, Collection[NodeId]],
+    ) -> Mapping[ShardId, Collection[NodeId]]:
+        """Return whom to avoid besides: followers that may not have a position yet, as long as
+        the primary can be asked.
+        """
+        behind = {
+            shard.shard_id: self._positions.behind(shard, positions.get(shard.shard_id, 0))
+            for shard in shards
+            if shard.primary not in avoid.get(shard.shard_id, ())
+        }
+        return {
+            shard.shard_id: {
+                *avoid.get(shard.shard_id, ()),
+                *behind.get(shard.shard_id, ()),
+            }
+            for shard in shards
+        }
+
     async def _ask_node(
         self,
         topology: Topology,
@@ -223,7 +247,9 @@ class Searcher:
             return _Heard(
                 failures=tuple(Failure(shard.shard_id, node_id, error) for shard in shards)
             )
-        self._positions.note((ShardId(item.shard_id), item.position) for item in response.searched)
+        self._positions.note(
+            node_id, ((ShardId(item.shard_id), item.position) for item in response.searched)
+        )
         return _Heard((part,), searched, failures)
 
 

@@ -111,17 +111,19 @@ class _Table:
     def rows(self, probes: Int64, columns: Int64) -> tuple[Float32, list[str], list[str]]:
         """Return scores, subject ids and template ids, in the order given."""
         part_of, row_of = self.place(probes, columns)
-        scores = np.empty(len(columns), np.float32)
-        subject_ids = np.empty(len(columns), object)
-        template_ids = np.empty(len(columns), object)
-        for number, part in enumerate(self.parts):
-            here = np.flatnonzero(part_of == number)
-            rows = row_of[here]
-            scores[here] = part.scores[rows]
-            wanted = rows.tolist()
-            subject_ids[here] = [part.subject_ids[row] for row in wanted]
-            template_ids[here] = [part.template_ids[row] for row in wanted]
-        return scores, subject_ids.tolist(), template_ids.tolist()
+        score_starts = np.cumsum([0, *(len(part.scores) for part in self.parts)])
+        scores = np.concatenate([part.scores for part in self.parts])[
+            score_starts[part_of] + row_of
+        ]
+        # Ids are picked one by one: columns of messages give a string only when asked for it.
+        places = list(zip(part_of.tolist(), row_of.tolist(), strict=True))
+        subjects = [part.subject_ids for part in self.parts]
+        templates = [part.template_ids for part in self.parts]
+        return (
+            scores,
+            [subjects[part][row] for part, row in places],
+            [templates[part][row] for part, row in places],
+        )
 
 
 def _key_of(scores: Float32) -> Int64:

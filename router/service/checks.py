@@ -123,6 +123,11 @@ def check_probes_count(probes: bytes, *, dim: int, count_max: int, field: str) -
     return count
 
 
+def check_candidates(probes_count: int, k: int) -> None:
+    """Raise InvalidError where the longest possible answer would be too long."""
+    _within("candidates", probes_count * k, 1, limits.CANDIDATES_MAX)
+
+
 def check_id(value: str, *, field: str) -> None:
     """Raise InvalidError unless the id is well-formed."""
     if problem := id_problem(value):

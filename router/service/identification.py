@@ -17,7 +17,13 @@ from router.dispatch.coalesce import Coalescer, Share
 from router.dispatch.positions import demanded
 from router.dispatch.reads import Reader
 from router.dispatch.scatter import Question, require_coverage
-from router.service.checks import check_id, check_identify, check_probes_count, probe_bytes
+from router.service.checks import (
+    check_candidates,
+    check_id,
+    check_identify,
+    check_probes_count,
+    probe_bytes,
+)
 from router.topology.directory import Directory
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -46,12 +52,14 @@ class IdentificationService(IdentificationServiceServicer):
         served = await self._directory.find(name, deadline_s=call.deadline_s)
         dim = served.gallery.dim
         probes = probe_bytes(request.probes, dim=dim, field="probes")
+        rows_count = check_probes_count(
+            probes, dim=dim, count_max=limits.PROBES_MAX, field="probes"
+        )
+        check_candidates(rows_count, request.k)
         question = Question(
             gallery=name,
             probes=probes,
-            rows_count=check_probes_count(
-                probes, dim=dim, count_max=limits.PROBES_MAX, field="probes"
-            ),
+            rows_count=rows_count,
             dim=dim,
             k=request.k,
             threshold=threshold,

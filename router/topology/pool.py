@@ -1,6 +1,7 @@
 """The nodes as they are called: connections, recent latency, who fails."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -25,12 +26,24 @@ if TYPE_CHECKING:
 
     Pick = Callable[[ShardServiceAsyncStub], UnaryUnaryMultiCallable[Request, Response]]
 
+TRANSPORT: Final = "TRANSPORT"
+"""Reason of errors that gRPC raised by itself."""
 FAILING_S: Final = 1.0
 """How long a node that failed is passed over where another one holds the shard too."""
+FAILING_S_MAX: Final = 8.0
+"""The same for one that failed again and again: every time is twice as long."""
 LATENCY_WEIGHT: Final = 0.2
 """Share of the newest call in the recent latency."""
 HUNG_S: Final = 1.0
 """A node that did not answer in this time fails; with less time given the caller was impatient."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failing:
+    """Until when a node that failed is passed over, and how long that is in all."""
+
+    until_s: float
+    lasts_s: float
 
 
 class NodePool:
@@ -46,15 +59,14 @@ class NodePool:
         self._clock = clock
         self._stubs: dict[str, ShardServiceAsyncStub] = {}
         self._loads: dict[NodeId, NodeLoad] = {}
-        self._failed_s: dict[NodeId, float] = {}
+        self._failing: dict[NodeId, _Failing] = {}
 
     def loads(self) -> Mapping[NodeId, NodeLoad]:
         """Return what is known of the nodes that were called."""
         now_s = self._clock.now_s()
-        for node_id, failed_s in list(self._failed_s.items()):
-            if now_s - failed_s >= FAILING_S:
-                del self._failed_s[node_id]
-                load = self._loads[node_id]
+        for node_id, failing in self._failing.items():
+            load = self._loads[node_id]
+            if load.failing and now_s >= failing.until_s:
                 self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count)
         return MappingProxyType(self._loads)
 
@@ -77,7 +89,8 @@ class NodePool:
             timeout_s: how long to wait.
 
         Raises:
-            UnavailableError: the node is not known (NODE_UNKNOWN) or cannot be reached.
+            UnavailableError: the node is not known (NODE_UNKNOWN) or cannot be reached
+                (NODE_UNREACHABLE).
             FacegridError: what the node raised.
         """
         address = topology.addresses.get(node_id)
@@ -86,13 +99,21 @@ class NodePool:
                 f"node is not registered node={node_id}", reason="NODE_UNKNOWN", node=node_id
             )
         try:
-            return await call(pick(self._stub(address)), request, timeout_s=timeout_s)
+            response = await call(pick(self._stub(address)), request, timeout_s=timeout_s)
         except UnavailableError as error:
             error.facts.setdefault("node", node_id)
             if _is_failure(error, timeout_s):
                 self._fail(node_id)
-                error.message = f"{error.message} node={node_id} address={address}"
+                error.message = (
+                    f"node cannot be reached: {error.message} node={node_id} address={address}"
+                )
+                if error.reason == TRANSPORT:
+                    error.reason = "NODE_UNREACHABLE"
             raise
+        if self._failing.pop(node_id, None) is not None:
+            load = self._loads[node_id]
+            self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count)
+        return response
 
     async def search(
         self,
@@ -134,7 +155,13 @@ class NodePool:
         self._loads[node_id] = NodeLoad(latency_s, load.calls_count + step, load.failing)
 
     def _fail(self, node_id: NodeId) -> None:
-        self._failed_s[node_id] = self._clock.now_s()
+        before = self._failing.get(node_id)
+        now_s = self._clock.now_s()
+        if before is None:
+            self._failing[node_id] = _Failing(now_s + FAILING_S, FAILING_S)
+        elif now_s >= before.until_s:
+            lasts_s = min(2 * before.lasts_s, FAILING_S_MAX)
+            self._failing[node_id] = _Failing(now_s + lasts_s, lasts_s)
         load = self._loads.get(node_id, UNKNOWN)
         self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count, failing=True)
 
@@ -143,4 +170,4 @@ def _is_failure(error: UnavailableError, timeout_s: float) -> bool:
     """Tell a node that cannot be reached from one that answered that it cannot do something."""
     if isinstance(error, DeadlineError):
         return timeout_s >= HUNG_S
-    return error.reason == "TRANSPORT"
+    return error.reason == TRANSPORT

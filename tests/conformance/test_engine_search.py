@@ -207,6 +207,27 @@ def test_a_subject_with_most_rows_does_not_crowd_out_the_others(
     assert hits.counts.tolist() == [6, 6, 6]
 
 
+def test_rows_that_arrive_while_a_codebook_is_brought_in_are_searched_exactly(
+    rows: Rows, codebook: Codebook
+) -> None:
+    """1. half is coded aside; 2. more is appended and some erased; 3. swap; 4. absorb."""
+    subjects = rows[1].astype(np.int32)
+    index = ShardIndex(DIM)
+    index.append(rows[0][:700], subjects[:700])
+    aside = index.rebuilt(codebook)
+    index.append(rows[0][700:], subjects[700:])
+    index.erase(np.arange(600, 800))
+    probes = vectors.prepare_probes(unit_rows(5, 15))
+    before = lists(index.search(probes, 10, ALL))
+
+    index.swap(aside)
+    swapped = lists(index.search(probes, 10, ALL))
+    absorbed_count = index.absorb()
+
+    assert absorbed_count == ROWS - 700
+    assert before == swapped == lists(index.search(probes, 10, ALL))
+
+
 def test_erasing_everything_leaves_nothing(rows: Rows, codebook: Codebook) -> None:
     index = trained(rows, codebook).index
     index.erase(np.arange(ROWS))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from facegrid import vectors
-from indexd.ann import selftest
+from indexd.ann import self_test
 from indexd.ann.ivfpq import EncodedRows, IvfPq
 
 DIM = 32
@@ -18,7 +18,7 @@ ROWS = 2000
 def test_portions_do_not_matter(sizes: list[int], nlist: int) -> None:
     """Portions of 128 too: BlockInvertedLists.add_entries wrote past its memory after those."""
     rng = np.random.default_rng(1)
-    codebook = selftest._made_up_codebook(rng)
+    codebook = self_test._made_up_codebook(rng)
     codebook = replace(codebook, nlist=nlist, nprobe=nlist, centroids=codebook.centroids[:nlist])
     x = rng.standard_normal((ROWS, DIM), dtype=np.float32)
     ours, theirs = IvfPq(codebook), IvfPq(codebook)

@@ -51,6 +51,22 @@ def test_a_small_sample_searches_all_lists_and_rescores_deep() -> None:
     assert rescored_count(codebook, 1) >= training.DEPTH_DEFAULT
 
 
+def test_lists_are_skipped_where_rows_lie_in_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters far apart in the first components; rows differ in the others."""
+    monkeypatch.setattr(training, "LIST_ROWS_MIN", 256)
+    monkeypatch.setattr(training, "MATED_MEAN", 0.9)
+    monkeypatch.setattr(training, "MATED_SD", 0.01)
+    rng = np.random.default_rng(7)
+    near = rng.normal(size=(8192, 128)) + np.repeat(rng.normal(size=(32, 128)), 256, axis=0)
+
+    clustered = train(vectors.quantize(near.astype(np.float32)), seed=2, threads=1)
+    spread = train(spread_rows(8192, 8), seed=2, threads=1)
+
+    assert (clustered.nlist, clustered.centroids.shape) == (32, (32, 128))
+    assert clustered.nprobe <= 16
+    assert spread.nprobe == spread.nlist == training.FULL_NLIST
+
+
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(InvalidError) as caught:
         train(spread_rows(limits.TRAIN_ROWS_MIN - 1, 4), seed=1, threads=1)

@@ -22,6 +22,7 @@ from facegrid.model import Gallery, HashRange, ShardAssignment, ShardMap
 from facegrid.telemetry.log import get_logger
 from facegrid.testing.memory_blob import MemoryBlobStore
 from facegrid.testing.memory_coord import MemoryCoordinator
+from indexd.engine.compaction import FEW_SEGMENTS
 from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome
 from indexd.replica.committer import Committer, CommitterPorts
 from indexd.replica.fence import Claimant
@@ -282,6 +283,93 @@ async def test_a_follower_that_cannot_confirm_its_tip_stops_serving(world: World
         follower.check_serving()
 
         assert (stale.value.reason, follower.phase) == ("FOLLOWER_STALE", Phase.SERVING)
+
+
+async def test_the_bytes_of_erased_rows_leave_the_store_and_no_answer_changes(
+    world: World,
+) -> None:
+    async with world.primary("b1") as first:
+        await first.write(enrol(1))
+        await first.flush()
+        await first.write(enrol(2))
+        await first.write(EraseRequest("r-3", [], ["s-1-0", "s-2-0"]))
+        first.applied()
+        due = (first.rewrite_due(3600), first.rewrite_due(0))
+        await first.rewrite()
+
+        erased = [enrol(number).codes[0].tobytes() for number in (1, 2)]
+        left = [data for data in world.store.objects.values() if any(e in data for e in erased)]
+        assert (due, left) == ((False, True), [])
+        assert not first.rewrite_due(0)
+        digest = first.state.digest
+
+    async with world.primary("b2") as second:
+        assert second.state.digest == digest
+        assert (found(second, enrol(1)), found(second, enrol(2))) == (["s-1-1"], ["s-2-1"])
+
+
+async def test_many_small_segments_become_one_and_rows_keep_their_order(world: World) -> None:
+    async with world.primary("b1") as first:
+        for number in range(FEW_SEGMENTS + 1):
+            await first.write(enrol(number))
+            await first.flush()
+        names = [first.state.subjects.name_of_row(row) for row in range(first.state.rows_count)]
+
+    async with world.primary("b2") as second:
+        assert len(second.persisted.segments) == 2
+        state = second.state
+        assert [state.subjects.name_of_row(row) for row in range(state.rows_count)] == names
+        assert state.digest == first.state.digest
+
+
+async def test_a_primary_that_stood_still_deletes_nothing_of_its_successor(world: World) -> None:
+    """1 b1 flushes and stands still before it deletes; 2 b2 takes over, erases, enrols the same
+    rows again and flushes; 3 b1 goes on; 4 b3 finds everything.
+    """
+    world.store = store = StoppingStore()
+    async with world.primary("b1") as first:
+        await first.write(enrol(1))
+        await first.flush()
+        await first.write(enrol(2))
+        await first.write(EraseRequest("r-3", [], ["s-1-0", "s-1-1"]))
+        store.stopping = True
+        async with asyncio.TaskGroup() as tasks:
+            flush = tasks.create_task(first.flush())
+            await store.stopped.wait()
+            async with world.primary("b2") as second:
+                again = enrol(1)
+                await second.write(EnrolRequest("r-4", *_columns(again), again.codes))
+                await second.flush()
+            store.go_on.set()
+            await flush
+
+    async with world.primary("b3") as third:
+        assert (found(third, enrol(1)), found(third, enrol(2))) == (
+            ["s-1-0", "s-1-1"],
+            ["s-2-0", "s-2-1"],
+        )
+
+
+def _columns(request: EnrolRequest) -> tuple[list[str], list[str]]:
+    return request.template_ids, request.subject_ids
+
+
+class StoppingStore(MemoryBlobStore):
+    """The first deletion after `stopping` was set waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopping = False
+        self.stopped = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    @override
+    async def delete(self, name: str) -> None:
+        if self.stopping:
+            self.stopping = False
+            self.stopped.set()
+            await self.go_on.wait()
+        await super().delete(name)
 
 
 class HaltingStore(MemoryBlobStore):

@@ -10,7 +10,7 @@ import pytest
 
 from facegrid.clock import SystemClock
 from facegrid.errors import DeadlineError, OverloadedError, UnavailableError
-from facegrid.ids import GalleryName, ShardId
+from facegrid.ids import GalleryName, NodeId, ShardId
 from facegrid.model import Coverage
 from router.dispatch.coalesce import CoalesceLimits, Coalescer, Share, joined
 from router.dispatch.positions import Positions
@@ -130,6 +130,25 @@ async def test_many_waiting_probes_go_out_without_waiting() -> None:
     assert b.searcher.asked[2].probes == b"ddeeff"
 
 
+async def test_a_few_long_lists_never_make_many_short_ones_long() -> None:
+    async with bench(candidates_max=100) as b:
+        tasks = [b.ask("a")]
+        await b.searcher.batches(1)
+        tasks += [b.ask("b", k=90), b.ask("c", rows=2), b.ask("d", k=30)]
+        await turn()
+        for number in range(3):
+            await b.searcher.batches(number + 1)
+            b.searcher.answers[number].set_result(ANSWER)
+        for task in tasks:
+            await task
+
+    assert [(asked.probes, asked.k) for asked in b.searcher.asked] == [
+        (b"a", 1),
+        (b"b", 90),
+        (b"ccd", 30),
+    ]
+
+
 async def test_a_batch_that_takes_oddly_long_holds_nobody_up() -> None:
     async with bench(wait_s_min=0.001) as b:
         slow = b.ask("a")
@@ -221,7 +240,7 @@ async def test_too_many_waiting_probes_are_told_to_slow_down() -> None:
 async def test_a_token_that_nobody_was_seen_to_reach_is_searched_for_alone() -> None:
     shard = ShardId("g.1.0000")
     async with bench() as b:
-        b.positions.note([(shard, 5)])
+        b.positions.note(NodeId("n1"), [(shard, 5)])
         first = b.ask("a")
         await b.searcher.batches(1)
         known = b.ask("b", positions={shard: 5})

@@ -128,6 +128,21 @@ async def test_an_answer_older_than_the_token_is_not_used() -> None:
     assert "position demanded" in caught.value.message
 
 
+async def test_a_read_after_a_write_asks_the_primary_until_followers_were_seen_to_have_it() -> (
+    None
+):
+    async with cluster() as running:
+        await running.client.create(replicas_count=2)
+        written = await running.client.enrol(faces(40), EVERYBODY)
+        answers = [
+            await running.client.identify(faces(40), k=1, after=written.token) for _ in range(4)
+        ]
+
+    assert [[found.candidates[0].subject_id for found in a.lists] for a in answers] == [
+        EVERYBODY
+    ] * 4
+
+
 async def test_a_node_that_hangs_ends_the_call_at_its_deadline() -> None:
     async with cluster() as running:
         await filled(running)

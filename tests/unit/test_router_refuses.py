@@ -78,6 +78,12 @@ async def test_malformed_enrolments_are_refused_and_change_nothing() -> None:
     assert left == 0
 
 
+def too_many_candidates(request: Identify) -> None:
+    """Ask for lists that are each allowed, and together are not."""
+    request.probes.CopyFrom(to_wire_vectors(faces(65)))
+    request.k = limits.K_MAX
+
+
 IDENTIFY_CASES: list[tuple[str, Callable[[Identify], Any], str]] = [
     ("OUT_OF_BOUNDS", lambda r: setattr(r, "k", 0), "k"),
     ("OUT_OF_BOUNDS", lambda r: setattr(r, "k", limits.K_MAX + 1), "k"),
@@ -87,6 +93,7 @@ IDENTIFY_CASES: list[tuple[str, Callable[[Identify], Any], str]] = [
     ("OUT_OF_BOUNDS", lambda r: setattr(r, "coverage_min", NAN), "coverage_min"),
     ("OUT_OF_BOUNDS", lambda r: setattr(r.probes, "data", b""), "probes"),
     ("OUT_OF_BOUNDS", lambda r: r.probes.CopyFrom(to_wire_vectors(faces(1025))), "probes"),
+    ("OUT_OF_BOUNDS", too_many_candidates, "candidates"),
     ("VECTOR_NOT_FINITE", lambda r: r.probes.CopyFrom(vectors_with(1, [NAN] * DIM)), "vectors"),
     ("TOKEN_MALFORMED", lambda r: r.after.positions.add(shard_id="s", position=-1), "after"),
 ]

@@ -31,7 +31,7 @@ class IdentifyRequest(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     k: _builtins.int
-    """Longest candidate list wanted, 1 to 2,048."""
+    """Longest candidate list wanted, 1 to 2,048. Probes times k at most 131,072."""
     threshold: _builtins.float
     """Candidates with a lower score are left out. -1 to 1. Unset: none is left out. facegrid has no
     threshold of its own: what score means "alike enough" depends on the extractor, on the size of

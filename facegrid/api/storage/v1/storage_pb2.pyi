@@ -476,6 +476,7 @@ class SegmentHeader(_message.Message):
     ROWS_COUNT_FIELD_NUMBER: _builtins.int
     CODEBOOK_FIELD_NUMBER: _builtins.int
     PQ_CODE_BYTES_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.str
     dim: _builtins.int
     rows_count: _builtins.int
@@ -483,6 +484,10 @@ class SegmentHeader(_message.Message):
     """Codebook that the list numbers and PQ codes belong to; empty: none stored."""
     pq_code_bytes: _builtins.int
     """Bytes of one row's PQ code."""
+    generation: _builtins.int
+    """Of the primary that wrote it. Names are hashes of the content, so this makes them unique to a
+    generation: an object that one primary found unreachable is never made again by a later one.
+    """
     @_builtins.property
     def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -494,10 +499,11 @@ class SegmentHeader(_message.Message):
         rows_count: _builtins.int = ...,
         codebook: _builtins.str = ...,
         pq_code_bytes: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "dim", b"dim", "pq_code_bytes", b"pq_code_bytes", "required_features", b"required_features", "rows_count", b"rows_count", "shard_id", b"shard_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "dim", b"dim", "generation", b"generation", "pq_code_bytes", b"pq_code_bytes", "required_features", b"required_features", "rows_count", b"rows_count", "shard_id", b"shard_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
