@@ -8,7 +8,7 @@ from typing_extensions import override
 from facegrid import limits
 from facegrid.coord import keys
 from facegrid.coord.port import Guard, Put
-from facegrid.errors import ConflictError, FencedError, UnavailableError
+from facegrid.errors import ConflictError, CorruptError, FencedError, UnavailableError
 from facegrid.format.log import log_prefix, parse_log_name
 from facegrid.format.manifest import manifest_prefix
 from facegrid.format.records import ManifestPointer, encode_manifest_pointer
@@ -65,8 +65,9 @@ class Primary(ShardCopy):
             gallery=self.gallery.name,
             map_revision=map_revision,
         )
-        await self.load(fence.manifest, fence.tip, codebook)
+        # From now on the node notices a newer claim, also while this loads.
         self._fence = fence
+        await self._load_claimed(fence, codebook)
         self._manifest_revision = fence.manifest_revision
         self._writer = ShardWriter.of(self.state, fence)
         self._committer.add(self._writer)
@@ -82,6 +83,20 @@ class Primary(ShardCopy):
             segments=len(self.persisted.segments),
             duration_s=round(self.ports.clock.now_s() - started_s, 3),
         )
+
+    async def _load_claimed(self, fence: Fence, codebook: NamedCodebook | None) -> None:
+        """Load what the claim found, unless the shard is lost or let go meanwhile."""
+        try:
+            await self.load(fence.manifest, fence.tip, codebook)
+        except CorruptError:
+            # Is it damaged, or has a newer primary flushed and deleted what was to be read here?
+            await self._check_generation()
+            raise
+        if self.phase is not Phase.OPENING:
+            shard_id = self.assignment.shard_id
+            raise FencedError(
+                f"the shard was let go while it was loaded shard={shard_id}", shard=shard_id
+            )
 
     async def write(self, request: WriteRequest) -> Outcome:
         """Commit a write; see Committer.submit for the errors."""
@@ -170,12 +185,19 @@ class Primary(ShardCopy):
                 raise
             self._manifest_revision = item.mod_revision
             return
-        if not result.succeeded:
-            raise FencedError(
-                f"manifest refused: another process has the shard shard={shard_id}",
+        if result.succeeded:
+            self._manifest_revision = result.revision
+            return
+        await self._check_generation()
+        # Still the primary: an earlier attempt that was given up for lost was carried out late.
+        item = await self.ports.coord.get(keys.manifest(shard_id))
+        self._manifest_revision = 0 if item is None else item.mod_revision
+        if item is None or item.value != value:
+            raise UnavailableError(
+                f"an earlier manifest was committed late; flush again shard={shard_id}",
+                reason="MANIFEST_MOVED",
                 shard=shard_id,
             )
-        self._manifest_revision = result.revision
 
     async def _trim(self, position: int, manifest_name: str) -> None:
         """Delete what the manifest covers or does not name.
@@ -215,8 +237,12 @@ class Primary(ShardCopy):
         """Store an object named by its hash; one that is there already must be the same."""
         try:
             await self.ports.store.put_new(item.name, item.data)
-        except (ConflictError, UnavailableError):
-            if await recovery.fetch(self.ports.store, item.name, item.sha256) != item.data:
+        except (ConflictError, UnavailableError) as open_outcome:
+            try:
+                await recovery.fetch(self.ports.store, item.name, item.sha256)
+            except CorruptError as error:
+                if error.reason == "OBJECT_MISSING":
+                    raise open_outcome from None
                 raise
 
     def fence(self) -> None:
@@ -234,6 +260,9 @@ class Primary(ShardCopy):
         if self._writer is not None:
             await self._committer.idle(self._writer)
             self._committer.remove(self._writer)
+            # What is on its way now may yet be committed: it belongs into the flush, and it must
+            # not reach the store behind the deletion of a dropped shard.
+            await self._committer.quiet()
             if self.phase is Phase.SERVING:
                 await self.flush()
         self.phase = Phase.CLOSED

@@ -1,7 +1,7 @@
 """A node as a simulated process: the real parts of indexd on simulated ports."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from tests.sim.services import SimCoordinator, SimEtcd, SimStore
 from tests.sim.world import Link, SimClock, World
 
 LEASE_TTL_S = 4
+ERASED_REWRITE_S = 3.0
 
 
 @dataclass(eq=False)
@@ -111,7 +112,7 @@ class Process:
             build_thread=build,
         )
         trainer = Trainer(TrainerPorts(coord, clock, pool, Codebooks(store), build, 1), view)
-        node = Node(ports, committer, trainer, view)
+        node = Node(ports, committer, trainer, view, erased_rewrite_s=ERASED_REWRITE_S)
         waiting = Spread if world.controls.erase_waits else HastySpread
         spread = waiting(pool, clock, view)
         service = ShardService(ServicePorts(claimant, clock, search, spread), node, trainer)
@@ -154,6 +155,19 @@ class Process:
             self.world.require(self.world.over, "a bug broke a graceful stop", repr(error))
         self.world.count("graceful stops")
         self.world.loop.kill(self.actor)
+
+    async def do(self, work: Coroutine[Any, Any, None]) -> FacegridError | None:
+        """Let this process do something; return the error that it ends with, if any."""
+        task = self.world.loop.create_task(work, context=self.context)
+        while not task.done():
+            if self.actor.dead:
+                return FencedError("the process has ended")
+            future = self.world.loop.create_future()
+            self.world.loop.in_world(0.02, future.set_result, None)
+            await future
+        error = task.exception()
+        assert error is None or isinstance(error, FacegridError), error
+        return error
 
     def pause(self) -> None:
         """Stand still, as under SIGSTOP."""

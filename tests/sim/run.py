@@ -5,6 +5,7 @@ import gc
 import sys
 import time
 import traceback
+import warnings
 
 from tests.sim.scenario import run_seed
 from tests.sim.world import Controls
@@ -26,6 +27,8 @@ def main() -> int:
     controls = Controls(**{given.without: False}) if given.without else Controls()
     totals: dict[str, int] = {}
     failed: list[int] = []
+    # Of what killed processes never came to do.
+    warnings.simplefilter("ignore", RuntimeWarning)
     gc.freeze()
     gc.disable()
     began_s = time.perf_counter()
