@@ -30,7 +30,8 @@ class Spread:
         async with asyncio.TaskGroup() as tasks:
             for node_id in assignment.node_ids[1:]:
                 # A node that was started anew may have an old process that still stands around.
-                for address in self._view.addresses(node_id) or [None]:
+                addresses: list[str | None] = [*self._view.addresses(node_id)]
+                for address in addresses or [None]:
                     tasks.create_task(self._wait_for(address, assignment, position, since_s))
 
     async def _wait_for(

@@ -110,7 +110,7 @@ class View:
         return found[-1] if found else None
 
     def addresses(self, node_id: NodeId) -> list[str]:
-        """Return where the processes of a node can be reached: after a restart there may be two."""
+        """Return where the processes of a node can be reached; a restart may leave two."""
         infos = [seen.value for seen in self.seen[keys.NODES].values()]
         found = [i.address for i in infos if isinstance(i, NodeInfo) and i.node_id == node_id]
         return list(dict.fromkeys(found))

@@ -37,9 +37,7 @@ PATIENCE_S = 12.0
 def _codes() -> "dict[tuple[str, str, int], vectors.Int8]":
     rng = np.random.default_rng(20_261_122)
     return {
-        (f"s{s}", f"t{t}", version): vectors.quantize(
-            rng.normal(size=(1, DIM)).astype(np.float32)
-        )
+        (f"s{s}", f"t{t}", version): vectors.quantize(rng.normal(size=(1, DIM)).astype(np.float32))
         for s in range(SUBJECTS)
         for t in range(TEMPLATES)
         for version in range(VERSIONS)
@@ -251,7 +249,12 @@ class Client:
 
     async def _ask(self, target: Process, method: str, request: Any, timeout_s: float) -> Any:
         return await ask(
-            self.link, self.shared, target.name, method=method, request=request, timeout_s=timeout_s
+            self.link,
+            self.shared,
+            target.name,
+            method=method,
+            request=request,
+            timeout_s=timeout_s,
         )
 
     def _request_id(self) -> str:

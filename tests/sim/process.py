@@ -27,7 +27,7 @@ from indexd.replica.shard_copy import NodePorts
 from indexd.replica.spread import Spread
 from indexd.replica.trainer import Trainer, TrainerPorts
 from indexd.replica.view import View
-from indexd.replica.writer import PendingGroup
+from indexd.replica.writer import PendingGroup, ShardWriter
 from indexd.service.shard_service import ServicePorts, ShardService
 from tests.sim.loop import ACTOR, Actor
 from tests.sim.services import SimCoordinator, SimEtcd, SimStore
@@ -47,7 +47,7 @@ class Shared:
     on_object: Callable[[str, str, str, bytes], None]
     start: "Callable[[str], Process]"
     processes: "dict[str, Process]"
-    """By address: each start of a process has its own, as in a cluster that hands out addresses."""
+    """By address: each start of a process has its own."""
 
     def living(self, node_id: str) -> "list[Process]":
         """Return the processes of a node, paused ones too, oldest first."""
@@ -100,7 +100,7 @@ class Process:
         kind = Committer if world.controls.commit_before_ack else HastyCommitter
         committer = kind(
             CommitterPorts(coord, store, clock, new_uuid, logger),
-            lambda writer: self.node.applied(writer),
+            self._applied,
         )
         ports = NodePorts(
             claimant=claimant,
@@ -118,6 +118,10 @@ class Process:
         service = ShardService(ServicePorts(claimant, clock, search, spread), node, trainer)
         info = NodeInfo(self.node_id, self.name, self.name)
         return node, service, Registration(coord, info, LEASE_TTL_S, clock, logger)
+
+    def _applied(self, writer: ShardWriter) -> None:
+        """Let the node look after a shard that has taken writes."""
+        self.node.applied(writer)
 
     async def _main(self) -> None:
         """Run until the node gives up; anything that it should not give up for is a bug."""

@@ -86,7 +86,7 @@ class Scenario:
         self.node_ids = [f"n{number}" for number in range(1, rng.choice((2, 2, 3)) + 1)]
         self.shards = self._shards(rng.choice((1, 1, 2)))
         self.boots = dict.fromkeys(self.node_ids, 0)
-        self.fault_s = 3.0 + rng.random() * 5.0
+        self.fault_s = 2.0 + rng.random() * 5.0
 
     def _shards(self, count: int) -> tuple[ShardAssignment, ...]:
         rng, step = self.world.rng, (KEY_LAST + 1) // count
@@ -94,7 +94,9 @@ class Scenario:
         return tuple(
             ShardAssignment(
                 ShardId(f"g.{UID}.{number:04d}"),
-                HashRange(number * step, KEY_LAST if number == count - 1 else (number + 1) * step - 1),
+                HashRange(
+                    number * step, KEY_LAST if number == count - 1 else (number + 1) * step - 1
+                ),
                 tuple(map(NodeId, rng.sample(self.node_ids, replicas))),
             )
             for number in range(count)
@@ -108,7 +110,7 @@ class Scenario:
 
     async def play(self) -> None:
         """Play the run."""
-        world, rng = self.world, self.world.rng
+        rng = self.world.rng
         self._txn([], self._keys())
         for node_id in self.node_ids:
             self._start(node_id)
@@ -391,7 +393,9 @@ class Scenario:
                     copy = process.node.copies.get(shard.shard_id)
                     if copy is not None and copy.phase is Phase.FAILED:
                         self.world.count("copies that refuse damaged bytes")
-                        self.world.require(self.truth.damaged, "intact bytes refused", copy.problem)
+                        self.world.require(
+                            self.truth.damaged, "intact bytes refused", copy.problem
+                        )
                     await last.search(shard, process)
 
 

@@ -198,6 +198,7 @@ class Truth:
             known = self._contents.setdefault(name, bytes(data))
             self.world.require(known == data, "a name was written twice, differently", name)
         elif name.startswith("shards/"):
+            self.confirmed.discard(name)
             shard = self.shard(name.split("/")[1])
             needed = not shard.dropped and (name in shard.referenced or name in shard.log)
             self.world.require(not needed, "deleted what is still needed", name, actor)

@@ -23,7 +23,6 @@ class Controls:
     fencing: bool = True
     commit_before_ack: bool = True
     erase_waits: bool = True
-    checksums: bool = True
 
 
 @dataclass(slots=True)
