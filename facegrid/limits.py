@@ -51,6 +51,11 @@ ETCD_TXN_OPERATIONS_MAX = 128
 ETCD_TXN_SHARDS_MAX = 40
 """Shards committed in one etcd transaction."""
 
+STORE_REQUESTS_MAX = 32
+"""Requests to an S3 store under way at once in one process."""
+STORE_WAITING_MAX = 1024
+"""Requests to an S3 store that wait in one process; beyond it callers are told to slow down."""
+
 FLOAT32_BYTES = 4
 
 assert ENROL_ROWS_MAX * DIM_MAX * FLOAT32_BYTES < MESSAGE_BYTES_MAX, "a full batch must fit"

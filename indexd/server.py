@@ -142,7 +142,7 @@ async def serve(settings: IndexdSettings) -> None:
     """
     self_test()
     store = open_store(settings.store)
-    coord = EtcdCoordinator(settings.etcd, root=settings.etcd_prefix, clock=SystemClock())
+    coord = settings.coordinator(SystemClock())
     try:
         await coord.check()
         server = Server(settings, store, coord)

@@ -5,10 +5,10 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from facegrid.settings import CommaSeparated, ProcessSettings
+from facegrid.coord.settings import EtcdSettings
 
 
-class IndexdSettings(ProcessSettings):
+class IndexdSettings(EtcdSettings):
     """Flags, environment (FACEGRID_INDEXD_...) or TOML file."""
 
     model_config = SettingsConfigDict(env_prefix="FACEGRID_INDEXD_")
@@ -19,9 +19,9 @@ class IndexdSettings(ProcessSettings):
     )
     listen: str = Field("127.0.0.1:7500", description="host:port to serve at")
     advertise: str = Field("", description="host:port that others reach it at; empty: as listen")
-    etcd: CommaSeparated = Field(("127.0.0.1:2379",), description="host:port of every etcd member")
-    etcd_prefix: str = Field("facegrid/", description="prefix of this cluster's keys in etcd")
-    store: str = Field(description="object store shared by all nodes: dir:PATH")
+    store: str = Field(
+        description="object store shared by all nodes: dir:PATH or s3://BUCKET/PREFIX?endpoint=URL"
+    )
     lease_ttl_s: int = Field(10, ge=2, le=600, description="seconds until a lost node is unlisted")
     search_threads: int = Field(0, ge=0, description="threads of a search; 0: one for each core")
     zone: str = Field("", description="failure zone, for instance the rack")

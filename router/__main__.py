@@ -6,7 +6,6 @@ import signal
 import sys
 
 from facegrid.clock import SystemClock
-from facegrid.coord.etcd import EtcdCoordinator
 from facegrid.errors import FacegridError
 from facegrid.settings import effective, load
 from facegrid.telemetry.log import configure, get_logger
@@ -40,7 +39,7 @@ async def _run(settings: RouterSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     clock = SystemClock()
-    coordinator = EtcdCoordinator(settings.etcd, root=settings.etcd_prefix, clock=clock)
+    coordinator = settings.coordinator(clock)
     try:
         server = RouterServer(
             settings,

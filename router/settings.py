@@ -6,20 +6,18 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from facegrid.settings import CommaSeparated, ProcessSettings
+from facegrid.coord.settings import EtcdSettings
 from router.dispatch.coalesce import CoalesceLimits
 
 DEFAULTS: Final = CoalesceLimits()
 
 
-class RouterSettings(ProcessSettings):
+class RouterSettings(EtcdSettings):
     """Settings of one router. Defaults suit a machine with a few cores."""
 
     model_config = SettingsConfigDict(env_prefix="FACEGRID_ROUTER_")
 
     listen: str = Field("127.0.0.1:7400", description="host:port to serve at; port 0: any free")
-    etcd: CommaSeparated = Field(description="host:port of every etcd member")
-    etcd_prefix: str = Field("facegrid/", description="what all keys of this cluster begin with")
     etcd_timeout_s: float = Field(10.0, gt=0, description="seconds to wait for etcd at the start")
     state_dir: Path | None = Field(
         None,

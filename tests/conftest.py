@@ -1,7 +1,10 @@
-"""Fixtures for all tests: one real etcd for the whole run, with an empty part of it per test."""
+"""Fixtures for all tests: one real etcd and one S3 server for the whole run, with an empty part of
+them per test.
+"""
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -11,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from facegrid.clock import SystemClock
 from fgctl.local.etcd import start_etcd
+from tests.fakes.s3_servers import S3Server, moto, s3rver
 
 # The same examples in every run, and no verdict that depends on how busy the machine is.
 settings.register_profile(
@@ -47,3 +51,26 @@ def etcd_endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[s
 def etcd(etcd_endpoints: tuple[str, ...]) -> EtcdRoot:
     """A real etcd in which this test is alone: `.endpoints`, `.endpoint` and `.root`."""
     return EtcdRoot(etcd_endpoints, f"test{next(_roots)}/")
+
+
+@contextmanager
+def _s3_keys() -> Iterator[None]:
+    """Set credentials in the environment of this process, and so of those that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "S3RVER")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "S3RVER")
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server with a bucket; each `.url()` is a part of it in which a test is alone."""
+    with _s3_keys(), moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def careless_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server that ignores conditions: it lets a name be taken many times."""
+    with _s3_keys(), s3rver(tmp_path_factory.mktemp("s3rver")) as server:
+        yield server

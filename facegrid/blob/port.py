@@ -1,7 +1,9 @@
 """What facegrid asks of an object store: named immutable bytes.
 
-Real: `facegrid.blob.directory`; twin for tests: `facegrid.testing.memory_blob`. One conformance
-suite holds all to the same behaviour. Names are slash-separated segments of [a-zA-Z0-9._-].
+Real: `facegrid.blob.directory` and `facegrid.blob.s3`; twin for tests:
+`facegrid.testing.memory_blob`. One conformance suite holds all to the same behaviour. Names are
+slash-separated segments of [a-zA-Z0-9._-]. No name lies below another name: where the store could
+hold both, callers still must not ask for it.
 """
 
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ class BlobStore(Protocol):
 
         Raises:
             ConflictError: the name exists (reason OBJECT_EXISTS); nothing was changed.
+            OverloadedError: the store asks to slow down; the outcome is unknown as well.
         """
         ...
 

@@ -10,7 +10,6 @@ from facegrid.errors import (
     FacegridError,
     FencedError,
     NotFoundError,
-    UnavailableError,
 )
 from facegrid.format.records import Dropped, decode_tip
 from facegrid.ids import NodeId, ShardId
@@ -80,13 +79,18 @@ class Node:
     async def close(self) -> None:
         """Flush and let go of every shard; etcd or the store being away only costs a replay."""
         self._stopping = True
-        for copy in list(self.copies.values()):
-            try:
-                await copy.close()
-            except FacegridError as error:
-                self._ports.logger.warning(
-                    "not flushed on stop", shard=copy.assignment.shard_id, reason=error.reason
-                )
+        async with asyncio.TaskGroup() as tasks:
+            for copy in self.copies.values():
+                tasks.create_task(self._close(copy))
+
+    async def _close(self, copy: ShardCopy) -> None:
+        """Close one shard."""
+        try:
+            await copy.close()
+        except FacegridError as error:
+            self._ports.logger.warning(
+                "not flushed on stop", shard=copy.assignment.shard_id, reason=error.reason
+            )
 
     def copy(self, shard_id: str) -> ShardCopy:
         """Return a shard that this node holds.
@@ -199,18 +203,19 @@ class Node:
         asked_s = self._ports.clock.now_s()
         try:
             tips = {item.key: item for item in (await self._ports.coord.list(keys.TIPS)).items}
-        except UnavailableError:
+        except FacegridError:
             return
         for follower in followers:
             shard_id = follower.assignment.shard_id
             item = tips.get(keys.tip(shard_id))
-            tip = None if item is None else decode_tip(item.value).log
             try:
+                tip = None if item is None else decode_tip(item.value).log
                 await follower.confirm(tip, asked_s)
-            except UnavailableError:
-                continue
             except CorruptError as error:
                 follower.fail(error)
+            except FacegridError:
+                # Not confirmed: it will say so itself when that has lasted too long.
+                continue
             self._absorb(follower)
 
     @property
@@ -256,7 +261,9 @@ class Node:
             try:
                 codebook = await self._codebooks.get(holding.gallery)
                 await copy.open(holding.map_revision, codebook)
-            except (UnavailableError, FencedError) as error:
+            except CorruptError as error:
+                copy.fail(error)
+            except FacegridError as error:
                 copy.problem = error.message
                 self._ports.logger.warning(
                     "shard not opened yet",
@@ -267,8 +274,6 @@ class Node:
                 await self._ports.clock.sleep(RETRY_PAUSE_S)
                 if self.copies.get(shard_id) is copy:
                     del self.copies[shard_id]
-            except CorruptError as error:
-                copy.fail(error)
         self._changed.set()
 
     async def _let_go(self, shard_id: ShardId) -> None:

@@ -8,13 +8,19 @@ from typing_extensions import override
 from facegrid import limits
 from facegrid.coord import keys
 from facegrid.coord.port import Guard, Put
-from facegrid.errors import ConflictError, CorruptError, FencedError, UnavailableError
+from facegrid.errors import (
+    ConflictError,
+    CorruptError,
+    FencedError,
+    NotFoundError,
+    UnavailableError,
+)
 from facegrid.format.log import log_prefix, parse_log_name
 from facegrid.format.manifest import manifest_prefix
 from facegrid.format.records import ManifestPointer, encode_manifest_pointer
 from facegrid.format.segment import segment_name, segment_prefix
 from facegrid.model import Gallery, ShardAssignment
-from indexd.engine import compaction, recovery
+from indexd.engine import compaction
 from indexd.engine import flush as flushing
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.compaction import Run, SegmentSize
@@ -24,6 +30,9 @@ from indexd.replica.committer import Committer
 from indexd.replica.fence import Fence, claim
 from indexd.replica.shard_copy import NodePorts, Phase, ShardCopy
 from indexd.replica.writer import ShardWriter
+
+CLOSE_WAIT_S = 3.0
+"""How long a stop waits for commits on their way."""
 
 
 class Primary(ShardCopy):
@@ -239,11 +248,15 @@ class Primary(ShardCopy):
             await self.ports.store.put_new(item.name, item.data)
         except (ConflictError, UnavailableError) as open_outcome:
             try:
-                await recovery.fetch(self.ports.store, item.name, item.sha256)
-            except CorruptError as error:
-                if error.reason == "OBJECT_MISSING":
-                    raise open_outcome from None
-                raise
+                there = await self.ports.store.get(item.name)
+            except (NotFoundError, UnavailableError):
+                raise open_outcome from None
+            if there != item.data:
+                raise CorruptError(
+                    f"object does not match its hash name={item.name}",
+                    reason="OBJECT_DAMAGED",
+                    name=item.name,
+                ) from open_outcome
 
     def fence(self) -> None:
         """Stop serving: a newer process has the shard, and this copy may be behind."""
@@ -258,7 +271,7 @@ class Primary(ShardCopy):
     async def close(self) -> None:
         """Finish what is on its way, flush, and let go."""
         if self._writer is not None:
-            await self._committer.idle(self._writer)
+            await self._committer.idle(self._writer, CLOSE_WAIT_S)
             self._committer.remove(self._writer)
             # What is on its way now may yet be committed: it belongs into the flush, and it must
             # not reach the store behind the deletion of a dropped shard.

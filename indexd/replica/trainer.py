@@ -17,6 +17,7 @@ from facegrid.format.records import encode_gallery
 from facegrid.model import Gallery, ShardAssignment, ShardMap
 from facegrid.rpc.call import call
 from facegrid.rpc.pool import ChannelPool
+from facegrid.rpc.together import all_of
 from facegrid.vectors import Int8
 from indexd.ann.train import train
 from indexd.replica.codebooks import Codebooks
@@ -106,12 +107,10 @@ class Trainer:
     async def _sample(self, gallery: Gallery, shard_map: ShardMap, deadline_s: float) -> Int8:
         """Return rows of all shards, int8 [n, dim], in the order of the shards."""
         share = min(SAMPLE_ROWS_MAX // len(shard_map.shards) + 1, SAMPLE_BYTES_MAX // gallery.dim)
-        async with asyncio.TaskGroup() as tasks:
-            parts = [
-                tasks.create_task(self._sample_shard(shard, share, deadline_s))
-                for shard in shard_map.shards
-            ]
-        data = b"".join([part.result() for part in parts])
+        parts = await all_of(
+            [self._sample_shard(shard, share, deadline_s) for shard in shard_map.shards]
+        )
+        data = b"".join(parts)
         return np.frombuffer(data, np.int8).reshape(-1, gallery.dim)
 
     async def _sample_shard(self, shard: ShardAssignment, rows: int, deadline_s: float) -> bytes:

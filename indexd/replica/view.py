@@ -110,10 +110,16 @@ class View:
         return found[-1] if found else None
 
     def addresses(self, node_id: NodeId) -> list[str]:
-        """Return where the processes of a node can be reached; a restart may leave two."""
-        infos = [seen.value for seen in self.seen[keys.NODES].values()]
-        found = [i.address for i in infos if isinstance(i, NodeInfo) and i.node_id == node_id]
-        return list(dict.fromkeys(found))
+        """Return where the processes of a node can be reached, the latest registered last.
+
+        A node that was killed and started again is listed twice until the old lease ends.
+        """
+        found = [
+            (seen.mod_revision, seen.value.address)
+            for seen in self.seen[keys.NODES].values()
+            if isinstance(seen.value, NodeInfo) and seen.value.node_id == node_id
+        ]
+        return list(dict.fromkeys(address for _, address in sorted(found)))
 
     def dropped(self, node_id: NodeId) -> list[Dropped]:
         """Return the dropped shards whose objects this node deletes."""

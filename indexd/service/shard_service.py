@@ -17,7 +17,6 @@ from facegrid.clock import Clock
 from facegrid.errors import (
     CorruptError,
     DeadlineError,
-    FacegridError,
     FencedError,
     InvalidError,
     NotFoundError,
@@ -228,10 +227,7 @@ class ShardService(ShardServiceServicer):
     async def Train(self, request: pb.TrainRequest, context: Context) -> pb.TrainResponse:
         """Train a codebook and make it the gallery's."""
         deadline_s = call_context(context, self._ports.clock).deadline_s
-        try:
-            sha256, sample_count = await self._trainer.train(request.gallery, deadline_s)
-        except* FacegridError as several:
-            raise _first(several) from several
+        sha256, sample_count = await self._trainer.train(request.gallery, deadline_s)
         return pb.TrainResponse(codebook=sha256, sample_count=sample_count)
 
     @override
@@ -311,12 +307,3 @@ def _status(copy: ShardCopy) -> pb.ShardStatus:
         segments_count=len(copy.persisted.segments),
         problem=copy.problem,
     )
-
-
-def _first(several: "BaseExceptionGroup[FacegridError]") -> FacegridError:
-    """Return one of the errors that tasks of a group raised together."""
-    error: BaseException = several
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, FacegridError), "only these are in the group"
-    return error

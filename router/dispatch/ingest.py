@@ -12,10 +12,10 @@ from facegrid.clock import Clock
 from facegrid.errors import FacegridError, InvalidError
 from facegrid.ids import ShardId
 from facegrid.model import ShardAssignment, Token
+from facegrid.rpc.together import all_of
 from router.dispatch.blame import blamed
 from router.dispatch.positions import Positions
 from router.dispatch.time_left import time_for_node_s
-from router.dispatch.together import all_of
 from router.plan import fanout
 from router.topology.pool import NodePool
 from router.topology.snapshot import ServedGallery, Topology

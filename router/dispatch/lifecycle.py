@@ -14,9 +14,9 @@ from facegrid.errors import ConflictError, DeadlineError, FacegridError, Unavail
 from facegrid.format import records
 from facegrid.ids import GalleryName, NodeId
 from facegrid.model import Gallery, ShardAssignment, ShardMap
+from facegrid.rpc.together import all_of
 from router.dispatch.blame import blamed
 from router.dispatch.time_left import time_for_node_s
-from router.dispatch.together import all_of
 from router.plan import placement
 from router.topology.directory import Directory, unknown_gallery
 from router.topology.pool import NodePool

@@ -21,11 +21,11 @@ from facegrid.errors import (
 )
 from facegrid.ids import NodeId
 from facegrid.model import ShardAssignment, Token
+from facegrid.rpc.together import all_of
 from router.dispatch.blame import blamed
 from router.dispatch.positions import Positions, demanded
 from router.dispatch.scatter import REFRESH_S_MAX, REFRESH_SHARE
 from router.dispatch.time_left import time_for_node_s
-from router.dispatch.together import all_of
 from router.plan import fanout
 from router.topology.pool import NodePool
 from router.topology.snapshot import ServedGallery

@@ -2,7 +2,9 @@
 
 import asyncio
 import shutil
+import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -344,3 +346,36 @@ async def test_tls_is_spoken_with_friends_and_refused_to_strangers(
                 await clients(etcd.endpoints, tls=stranger).check(timeout_s=2.0)
     finally:
         etcd.kill()
+
+
+async def test_a_node_told_of_three_files_speaks_tls_with_etcd(
+    tmp_path: Path, tls: TlsFiles
+) -> None:
+    """1 etcd wants certificates; 2 a node without any says so; 3 one with them gets past it."""
+    etcd = await start_etcd(tmp_path / "etcd", clock=CLOCK, tls=tls)
+    files = [f"--etcd-ca={tls.ca}", f"--etcd-cert={tls.cert}", f"--etcd-key={tls.key}"]
+    # The port is taken, so a node that gets past etcd ends there.
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        command = [
+            *(sys.executable, "-m", "indexd", "--node-id=n1"),
+            f"--listen=127.0.0.1:{taken.getsockname()[1]}",
+            f"--etcd={etcd.endpoints[0]}",
+            f"--store=dir:{tmp_path / 'store'}",
+        ]
+        said = [
+            await asyncio.to_thread(last_line, [*command, *more])
+            for more in ([], files, files[:2])
+        ]
+    etcd.kill()
+
+    assert "etcd cannot be reached" in said[0]
+    assert "cannot listen" in said[1]
+    assert "go together" in said[2]
+
+
+def last_line(command: list[str]) -> str:
+    """Run a process that ends by itself; return the last line of what it complains about."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""What every BlobStore must do, held against the memory twin and the directory."""
+"""What every BlobStore must do, held against the memory twin, the directory and an S3 server."""
 
 import asyncio
 from pathlib import Path
@@ -6,16 +6,41 @@ from pathlib import Path
 import pytest
 
 from facegrid.blob.directory import DirectoryStore
+from facegrid.blob.open import connect
 from facegrid.blob.port import BlobStore
+from facegrid.blob.s3 import S3Store
+from facegrid.blob.s3_address import parse_s3_url
 from facegrid.errors import ConflictError, InvalidError, NotFoundError
 from facegrid.testing.memory_blob import MemoryBlobStore
+from tests.fakes.s3_servers import S3Server
+
+WITH_FOLDERS = ["memory", "directory"]
 
 
-@pytest.fixture(params=["memory", "directory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
-    if request.param == "memory":
-        return MemoryBlobStore()
-    return DirectoryStore(tmp_path / "store")
+def opened(kind: str, request: pytest.FixtureRequest) -> BlobStore:
+    match kind:
+        case "memory":
+            return MemoryBlobStore()
+        case "directory":
+            folder: Path = request.getfixturevalue("tmp_path")
+            return DirectoryStore(folder / "store")
+        case "s3":
+            server: S3Server = request.getfixturevalue("s3")
+            return S3Store(parse_s3_url(server.url()))
+        case _:
+            server = request.getfixturevalue("s3")
+            return connect(server.url())
+
+
+@pytest.fixture(params=[*WITH_FOLDERS, "s3", "s3, retrying"])
+def store(request: pytest.FixtureRequest) -> BlobStore:
+    return opened(request.param, request)
+
+
+@pytest.fixture(params=WITH_FOLDERS)
+def store_with_folders(request: pytest.FixtureRequest) -> BlobStore:
+    """S3 has no folders, so an object there may lie below another."""
+    return opened(request.param, request)
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 5000])
@@ -49,6 +74,14 @@ async def test_of_sixteen_racers_for_a_name_exactly_one_wins(store: BlobStore) -
     (winner,) = [racer for racer, outcome in outcomes.items() if outcome == "won"]
     assert await store.get("folder/that/is/new") == b"%d" % winner
     assert list(await store.list("")) == ["folder/that/is/new"]
+
+
+async def test_a_list_is_whole_however_long_it_is(store: BlobStore) -> None:
+    names = [f"log/{number:04d}" for number in range(1001)]
+    async with asyncio.TaskGroup() as tasks:
+        for name in names:
+            tasks.create_task(store.put_new(name, b""))
+    assert list(await store.list("log/")) == names
 
 
 async def test_many_objects_put_at_once_are_all_there(store: BlobStore) -> None:
@@ -144,7 +177,10 @@ async def test_a_malformed_prefix_is_refused(store: BlobStore, prefix: str) -> N
 
 
 @pytest.mark.parametrize(("first", "second"), [("a/b", "a/b/c"), ("a/b/c", "a/b")])
-async def test_a_name_is_an_object_or_a_folder(store: BlobStore, first: str, second: str) -> None:
+async def test_a_name_is_an_object_or_a_folder(
+    store_with_folders: BlobStore, first: str, second: str
+) -> None:
+    store = store_with_folders
     await store.put_new(first, b"x")
     with pytest.raises(InvalidError) as refused:
         await store.put_new(second, b"y")

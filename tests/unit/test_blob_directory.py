@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_made_is_refused_with_its_path(tmp_path: Path) -
     assert f"{tmp_path}/file/store" in refused.value.message
 
 
-@pytest.mark.parametrize("url", ["", "dir:", "s3://bucket", "/plain/path"])
+@pytest.mark.parametrize("url", ["", "dir:", "s3:bucket", "/plain/path"])
 def test_an_unknown_kind_of_store_is_refused(url: str) -> None:
     with pytest.raises(InvalidError) as refused:
         open_store(url)

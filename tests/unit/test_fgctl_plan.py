@@ -98,9 +98,21 @@ def test_nodes_and_routers_are_told_of_etcd_and_of_their_folders() -> None:
     )
 
 
+def test_nodes_share_the_store_that_is_named_and_keep_it() -> None:
+    first = addressed(planned(Wanted(store="s3://bucket"), None, cores=4))
+    again = planned(Wanted(), first, cores=4)
+    node = with_command(again.named("n1"), again, Path("/somewhere"))
+    assert "--store=s3://bucket" in node.argv
+    assert planned(Wanted(store="s3://bucket"), first, cores=4) == again
+    with pytest.raises(InvalidError, match="cannot move to another store"):
+        planned(Wanted(store="s3://other"), first, cores=4)
+
+
 def test_a_cluster_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     process = ProcessRecord("n1", "node", "127.0.0.1:1", pid=7, created_s=1.25, argv=("a", "b"))
-    cluster = ClusterRecord(replicas=2, search_threads=3, processes=(process,))
+    cluster = ClusterRecord(
+        replicas=2, search_threads=3, store="s3://bucket", processes=(process,)
+    )
     cluster_file.save(tmp_path, cluster)
     assert cluster_file.load(tmp_path) == cluster
     assert [path.name for path in tmp_path.iterdir()] == ["cluster.json"]

@@ -15,6 +15,7 @@ from fgctl.online.cluster import cluster
 from fgctl.online.enrol import enrol
 from fgctl.online.gallery import gallery
 from fgctl.online.identify import identify
+from fgctl.online.store import store
 from fgctl.online.templates import erase, get, verify
 
 EXIT_FAILED = 1
@@ -27,7 +28,7 @@ def cli() -> None:
     """Operate facegrid, a distributed index of face templates."""
 
 
-for command in (cluster, enrol, erase, gallery, get, identify, local, verify):
+for command in (cluster, enrol, erase, gallery, get, identify, local, store, verify):
     cli.add_command(command)
 
 

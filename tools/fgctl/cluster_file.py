@@ -49,11 +49,13 @@ class ClusterRecord:
     Attributes:
         replicas: what `fgctl gallery create --dir` takes when nothing else is said.
         search_threads: per node.
+        store: URL of the object store; empty for a folder beside this file.
         processes: etcd members, nodes and routers, in the order in which they start.
     """
 
     replicas: int
     search_threads: int
+    store: str = ""
     processes: tuple[ProcessRecord, ...] = ()
 
     def of_kind(self, kind: Kind) -> tuple[ProcessRecord, ...]:
@@ -123,6 +125,7 @@ def load(directory: Path) -> ClusterRecord:
         return ClusterRecord(
             replicas=int(document["replicas"]),
             search_threads=int(document["search_threads"]),
+            store=str(document.get("store", "")),
             processes=processes,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

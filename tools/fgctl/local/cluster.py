@@ -90,7 +90,7 @@ class LocalCluster:
 
     @property
     def store(self) -> Path:
-        """Where the nodes keep logs, segments and manifests."""
+        """Where the nodes keep logs, segments and manifests, unless a URL was given for that."""
         return self.directory / "store"
 
     def up(self, *, timeout_s: float = UP_TIMEOUT_S) -> ClusterRecord:

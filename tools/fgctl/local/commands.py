@@ -42,6 +42,7 @@ def _timeout_option(default_s: float) -> Callable[..., Callable[..., None]]:
 @click.option("--etcd", type=click.Choice(["1", "3"]), help="Members of etcd. Default: 1.")
 @click.option("--routers", type=POSITIVE, help="Default: 1.")
 @click.option("--search-threads", type=POSITIVE, help="Per node. Default: cores divided by nodes.")
+@click.option("--store", metavar="URL", help="Object store. Default: a folder in --dir.")
 @click.option("--detach", is_flag=True, help="Return when it serves; it goes on running.")
 @_timeout_option(UP_TIMEOUT_S)
 @json_option
@@ -53,6 +54,7 @@ def up(  # noqa: PLR0913 - one for each option
     etcd: str | None,
     routers: int | None,
     search_threads: int | None,
+    store: str | None,
     detach: bool,
     timeout_s: float,
     as_json: bool,
@@ -67,6 +69,7 @@ def up(  # noqa: PLR0913 - one for each option
         etcd=None if etcd is None else int(etcd),
         routers=routers,
         search_threads=search_threads,
+        store=store,
     )
     try:
         cluster = LocalCluster(directory, wanted=wanted)

@@ -26,6 +26,7 @@ class Wanted:
     etcd: int | None = None
     routers: int | None = None
     search_threads: int | None = None
+    store: str | None = None
 
 
 def planned(wanted: Wanted, before: ClusterRecord | None, *, cores: int) -> ClusterRecord:
@@ -35,7 +36,7 @@ def planned(wanted: Wanted, before: ClusterRecord | None, *, cores: int) -> Clus
 
     Raises:
         InvalidError: it cannot be had: fewer nodes than before, another number of etcd members,
-            more replicas than nodes.
+            more replicas than nodes, another store.
     """
     if before is None:
         before = ClusterRecord(replicas=1, search_threads=0)
@@ -51,6 +52,8 @@ def planned(wanted: Wanted, before: ClusterRecord | None, *, cores: int) -> Clus
         raise _refused(
             f"each replica needs a node of its own replicas={replicas} nodes={nodes}", "replicas"
         )
+    if wanted.store is not None and before.processes and wanted.store != before.store:
+        raise _refused("the data of a local cluster cannot move to another store", "store")
     sizes: dict[Kind, int] = {"etcd": etcd, "node": nodes, "router": routers}
     grown = tuple(
         process for kind in _ORDER for process in _grown(before.of_kind(kind), kind, sizes[kind])
@@ -58,7 +61,10 @@ def planned(wanted: Wanted, before: ClusterRecord | None, *, cores: int) -> Clus
     same_nodes = nodes == len(before.of_kind("node"))
     threads = wanted.search_threads or (before.search_threads if same_nodes else 0)
     return ClusterRecord(
-        replicas=replicas, search_threads=threads or max(1, cores // nodes), processes=grown
+        replicas=replicas,
+        search_threads=threads or max(1, cores // nodes),
+        store=wanted.store or before.store,
+        processes=grown,
     )
 
 
@@ -100,6 +106,11 @@ def etcd_folder(directory: Path) -> Path:
     return directory / "etcd"
 
 
+def store_of(cluster: ClusterRecord, directory: Path) -> str:
+    """Return the URL of the store that the nodes of a cluster share."""
+    return cluster.store or f"dir:{directory / 'store'}"
+
+
 def log_of(process: ProcessRecord, directory: Path) -> Path:
     """Return where a process writes what it has to say."""
     return directory / "log" / f"{process.name}.log"
@@ -125,7 +136,7 @@ def _node_flags(
         f"--node-id={process.name}",
         f"--listen={process.address}",
         f"--etcd={_etcd_endpoints(cluster)}",
-        f"--store=dir:{directory / 'store'}",
+        f"--store={store_of(cluster, directory)}",
         f"--search-threads={cluster.search_threads}",
     )
 
