@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
+from facegrid.errors import FacegridError
+
 T = TypeVar("T")
 
 STEPS_MAX = 400_000
@@ -142,7 +144,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Leave it in the heap; it does nothing when its time comes."""
 
     @override
-    def run_in_executor(  # type: ignore[override] # any callable, as at run time
+    def run_in_executor(  # type: ignore[override]  # any callable, as at run time
         self, executor: object, func: Callable[..., T], *args: Any
     ) -> "asyncio.Future[T]":
         """Run work after a while, one piece after the other for each executor, in no thread."""
@@ -153,7 +155,7 @@ class SimLoop(asyncio.AbstractEventLoop):
                 return
             try:
                 result = func(*args)
-            except Exception as error:  # noqa: BLE001 - goes to the waiter, as with real threads
+            except FacegridError as error:
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -201,7 +203,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         actor.ready.clear()
 
     def _enqueue(self, handle: asyncio.Handle) -> None:
-        actor = handle._context.get(ACTOR, self.world)  # type: ignore[attr-defined] # private
+        actor = handle._context.get(ACTOR, self.world)  # type: ignore[attr-defined]  # private
         if not actor.dead:
             actor.ready.append(handle)
             if not actor.queued:

@@ -76,7 +76,8 @@ class Process:
         self.node, self.service, self.registration = self._build()
         shared.processes[self.name] = self
         self.world.note(self.name, "start")
-        self.world.loop.create_task(self._main(), context=self.context)
+        main = self.world.loop.create_task(self._main(), context=self.context)
+        main.add_done_callback(self._ended, context=self.world.loop.world_context)
 
     def _build(self) -> tuple[Node, ShardService, Registration]:
         """Compose the parts as indexd.server does."""
@@ -124,16 +125,17 @@ class Process:
         self.node.applied(writer)
 
     async def _main(self) -> None:
-        """Run until the node gives up; anything that it should not give up for is a bug."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.node.run())
-                tasks.create_task(self.registration.run())
-        except* FencedError as several:
-            self.world.note(self.name, "ends", _first(several))
-            self.world.count("processes fenced off")
-        except* Exception as several:  # noqa: BLE001 - any other end is what the checker looks for
-            self.world.require(self.world.over, "a bug ended a process", repr(_first(several)))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.node.run())
+            tasks.create_task(self.registration.run())
+
+    def _ended(self, main: "asyncio.Task[None]") -> None:
+        """Check that the process ended for a good reason."""
+        error = _first(main.exception())
+        fenced = isinstance(error, FencedError)
+        self.world.require(fenced, "a bug ended a process", repr(error))
+        self.world.note(self.name, "ends", error)
+        self.world.count("processes fenced off")
         self.world.loop.kill(self.actor)
 
     def crash(self) -> None:
@@ -150,13 +152,12 @@ class Process:
     def stop(self) -> None:
         """Ask it to flush and end, as SIGTERM does."""
         self.world.note(self.name, "stop")
-        self.world.loop.create_task(self._stop(), context=self.context)
+        stopping = self.world.loop.create_task(self.node.close(), context=self.context)
+        stopping.add_done_callback(self._stopped, context=self.world.loop.world_context)
 
-    async def _stop(self) -> None:
-        try:
-            await self.node.close()
-        except Exception as error:  # noqa: BLE001 - any error is what the checker looks for
-            self.world.require(self.world.over, "a bug broke a graceful stop", repr(error))
+    def _stopped(self, stopping: "asyncio.Task[None]") -> None:
+        error = stopping.exception()
+        self.world.require(error is None, "a bug broke a graceful stop", repr(error))
         self.world.count("graceful stops")
         self.world.loop.kill(self.actor)
 
@@ -211,7 +212,7 @@ class Process:
             link.cut = False
 
 
-def _first(several: BaseException) -> BaseException:
+def _first(several: BaseException | None) -> BaseException | None:
     while isinstance(several, BaseExceptionGroup):
         several = several.exceptions[0]
     return several
@@ -261,9 +262,14 @@ async def ask(
         if process is None or process.actor.dead:
             _settle(answer, UnavailableError("connection refused", reason="REFUSED"))
         elif not process.links["net"].cut:
-            process.context.run(
-                world.loop.create_task, _serve(process, method, request, answer, deadline_s)
+            serving = world.loop.create_task(
+                _serve(process, method, request, answer, deadline_s), context=process.context
             )
+            serving.add_done_callback(served, context=world.loop.world_context)
+
+    def served(serving: "asyncio.Task[None]") -> None:
+        error = serving.exception()
+        world.require(error is None, "an answer would have code INTERNAL", method, repr(error))
 
     faults = world.faults["net"]
     try:
@@ -287,9 +293,6 @@ async def _serve(
         return
     except FacegridError as error:
         result = error
-    except Exception as error:
-        world.require(world.over, "an answer would have code INTERNAL", method, repr(error))
-        raise
     if not process.links["net"].cut and not world.chance(faults.lost_answer):
         world.loop.in_world(world.rng.random() * faults.delay_s, _settle, answer, result)
 

@@ -10,10 +10,23 @@ import time
 import traceback
 import warnings
 
+from facegrid.errors import FacegridError
 from tests.sim.scenario import Result, run_seed
 from tests.sim.world import Controls
 
 COLLECT_EVERY = 25
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BaseExceptionGroup,
+    FacegridError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Every way in which a bug may end a run: each is to be told with its seed."""
 
 
 def main() -> int:
@@ -39,7 +52,7 @@ def main() -> int:
     for number, seed in enumerate(seeds_of(given.seeds)[part::parts]):
         try:
             result = run_seed(seed, controls=controls, flips=given.flips, keep_trace=given.trace)
-        except BaseException as error:  # noqa: BLE001 - every way to fail has its seed
+        except FAILURES as error:
             failed.append(seed)
             say(f"{seed}: {_line(error)}")
             if given.trace:
