@@ -350,7 +350,14 @@ class Scenario:
         await self._last_look(last)
 
     async def _drop(self, last: Client) -> None:
-        """Nothing of a dropped gallery stays, neither in the store nor in etcd."""
+        """Nothing of a dropped gallery stays, neither in the store nor in etcd.
+
+        With one process for each node: two would delete and write past each other.
+        """
+        for node_id in self.node_ids:
+            for process in self.shared.living(node_id)[:-1]:
+                process.crash()
+        await self._converges(last)
         operations: list[Put | Delete] = [
             Delete(keys.gallery(self.gallery.name)),
             Delete(keys.shard_map(self.gallery.name)),
