@@ -213,8 +213,9 @@ class Primary(ShardCopy):
 
         First everything is listed, then the generation is checked, then deleted. So all that is
         deleted was there while this process was still the primary, and nobody makes it again:
-        names carry a uuid or the hash of a content that states its generation. However long the
-        process stands still between two deletions, it cannot hit what a successor needs.
+        names carry a uuid or the hash of a content that states generation and position. However
+        long the process stands still between two deletions, and however late a deletion is carried
+        out, it cannot hit what is needed since.
         """
         store, shard_id = self.ports.store, self.assignment.shard_id
         kept = {segment_name(shard_id, segment.sha256) for segment in self.persisted.segments}

@@ -18,7 +18,7 @@ from facegrid.rpc.pool import ChannelPool
 from facegrid.testing.memory_blob import MemoryBlobStore
 from facegrid.testing.memory_coord import MemoryCoordinator
 from facegrid.testing.skipping_clock import SkippingClock
-from indexd.engine.requests import Outcome
+from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome
 from indexd.replica.committer import Committer, CommitterPorts
 from indexd.replica.follower import STALENESS_S
 from indexd.replica.primary import Primary
@@ -203,6 +203,51 @@ async def test_a_flush_without_a_store_says_that_the_store_is_away(world: World)
             await primary.flush()
 
         assert away.value.reason == "STORE_UNREACHABLE"
+
+
+class LateDeletions(MemoryBlobStore):
+    """Deletions are given up for lost, and carried out when the test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losing = False
+        self._late: list[str] = []
+
+    @override
+    async def delete(self, name: str) -> None:
+        if not self.losing:
+            await super().delete(name)
+            return
+        self._late.append(name)
+        raise UnavailableError("no answer", reason="STORE_UNREACHABLE")
+
+    async def arrive(self) -> None:
+        """Carry out what was lost."""
+        for name in self._late:
+            await super().delete(name)
+
+
+async def test_a_late_deletion_hits_nothing_that_was_written_since(world: World) -> None:
+    """1 a flush replaces a segment, whose deletion is lost; 2 the same rows are enrolled again and
+    flushed by the same process; 3 the deletion is carried out after all.
+    """
+    world.store = store = LateDeletions()
+    async with world.primary("b1") as primary:
+        await primary.write(enrol(1))
+        await primary.flush()
+        await primary.write(EraseRequest("r-2", [], ["s-1-0", "s-1-1"]))
+        store.losing = True
+        with pytest.raises(UnavailableError):
+            await primary.flush()
+        again = enrol(1)
+        ids = (again.template_ids, again.subject_ids)
+        await primary.write(EnrolRequest("r-again", *ids, again.codes))
+        store.losing = False
+        await primary.flush()
+        await store.arrive()
+
+    async with world.primary("b2") as second:
+        assert found(second, enrol(1)) == ["s-1-0", "s-1-1"]
 
 
 class TwoProcesses(ChannelPool):
