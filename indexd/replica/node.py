@@ -12,6 +12,7 @@ from facegrid.errors import (
     NotFoundError,
 )
 from facegrid.format.records import Dropped, decode_tip
+from facegrid.format.stored_gallery import StoredGallery, stored_gallery_prefix
 from facegrid.ids import NodeId, ShardId
 from facegrid.model import Gallery
 from indexd.replica.codebooks import Codebooks
@@ -179,6 +180,7 @@ class Node:
         for copy in self.copies.values():
             self._check_fence(copy)
             self._check_codebook(copy, wanted)
+            self._check_record(copy, wanted)
 
     def _new_copy(self, holding: Holding) -> ShardCopy:
         """Return a copy in the role that the map gives to this node."""
@@ -248,6 +250,28 @@ class Node:
         if holding.gallery.codebook not in ("", copy.state.codebook):
             self._start(f"codebook {copy.assignment.shard_id}", self._use_codebook(copy))
 
+    def _check_record(self, copy: ShardCopy, wanted: dict[ShardId, Holding]) -> None:
+        """Keep the gallery's records in the store up to date, from one node."""
+        holding = wanted.get(copy.assignment.shard_id)
+        if holding is None or not isinstance(copy, Primary) or copy.phase is not Phase.SERVING:
+            return
+        stored = self._record_of(holding.gallery)
+        if copy.assignment.range.first == 0 and stored not in (None, copy.recorded):
+            self._start(f"record {holding.gallery.uid}", self._keep_record(copy, holding.gallery))
+
+    async def _keep_record(self, copy: ShardCopy, gallery: Gallery) -> None:
+        """Keep the gallery's records in the store, if this copy is the primary."""
+        stored = self._record_of(gallery)
+        if isinstance(copy, Primary) and stored is not None:
+            await copy.keep_record(stored)
+
+    def _record_of(self, gallery: Gallery) -> StoredGallery | None:
+        """Return what etcd says of a gallery; None while settings and map do not match."""
+        shard_map = self.view.shard_map(gallery.name)
+        if shard_map is None or shard_map.gallery_uid != gallery.uid:
+            return None
+        return StoredGallery(gallery, shard_map)
+
     async def _use_codebook(self, copy: ShardCopy) -> None:
         """Load the gallery's codebook and build the index with it."""
         codebook = await self._codebooks.get(copy.gallery)
@@ -260,6 +284,8 @@ class Node:
         async with self._opening:
             try:
                 codebook = await self._codebooks.get(holding.gallery)
+                # Before anything can be acknowledged, so that no write outlives its gallery.
+                await self._keep_record(copy, holding.gallery)
                 await copy.open(holding.map_revision, codebook)
             except CorruptError as error:
                 copy.fail(error)
@@ -291,7 +317,8 @@ class Node:
         copy = self.copies.pop(shard_id, None) or self._leaving.get(shard_id)
         if copy is not None:
             await copy.abandon()
-        prefixes = [f"shards/{shard_id}/"]
+        # First, and by the node of every shard: each may have stored the records once more.
+        prefixes = [stored_gallery_prefix(record.gallery_uid), f"shards/{shard_id}/"]
         if shard_id.endswith(".0000"):
             prefixes.append(f"codebooks/{record.gallery_uid}/")
         for prefix in prefixes:

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from facegrid import limits
 from facegrid.coord import keys
-from facegrid.coord.port import Guard, Put
+from facegrid.coord.port import Guard, Put, ValueGuard
 from facegrid.errors import (
     ConflictError,
     CorruptError,
@@ -19,6 +19,7 @@ from facegrid.format.log import log_prefix, parse_log_name
 from facegrid.format.manifest import manifest_prefix
 from facegrid.format.records import ManifestPointer, encode_manifest_pointer
 from facegrid.format.segment import segment_name, segment_prefix
+from facegrid.format.stored_gallery import StoredGallery
 from facegrid.model import Gallery, ShardAssignment
 from indexd.engine import compaction
 from indexd.engine import flush as flushing
@@ -26,9 +27,11 @@ from indexd.engine.coded import NamedCodebook
 from indexd.engine.compaction import Run, SegmentSize
 from indexd.engine.flush import StoredObject
 from indexd.engine.requests import Outcome, WriteRequest
+from indexd.replica import gallery_records
 from indexd.replica.committer import Committer
 from indexd.replica.fence import Fence, claim
 from indexd.replica.shard_copy import NodePorts, Phase, ShardCopy
+from indexd.replica.unsettled import settle
 from indexd.replica.writer import ShardWriter
 
 CLOSE_WAIT_S = 3.0
@@ -47,6 +50,7 @@ class Primary(ShardCopy):
         self._writer: ShardWriter | None = None
         self._manifest_revision = 0
         self._flushing = asyncio.Lock()
+        self.recorded: StoredGallery | None = None
         self._erased_since_s: float | None = None
         self._erased_written_count = 0
 
@@ -63,7 +67,7 @@ class Primary(ShardCopy):
         Raises:
             FencedError: somebody else claimed it meanwhile; look at the map again.
             UnavailableError: etcd or the store cannot be reached; try again.
-            CorruptError: stored bytes are damaged.
+            CorruptError: stored bytes are damaged, or etcd is behind the store (ETCD_BEHIND).
         """
         started_s = self.ports.clock.now_s()
         shard_id = self.assignment.shard_id
@@ -75,6 +79,10 @@ class Primary(ShardCopy):
             map_revision=map_revision,
         )
         # From now on the node notices a newer claim, also while this loads.
+        self._fence = fence
+        fence = await settle(
+            self.ports.coord, self.ports.store, shard_id, fence=fence, log=self.log
+        )
         self._fence = fence
         await self._load_claimed(fence, codebook)
         self._manifest_revision = fence.manifest_revision
@@ -106,6 +114,17 @@ class Primary(ShardCopy):
             raise FencedError(
                 f"the shard was let go while it was loaded shard={shard_id}", shard=shard_id
             )
+
+    async def keep_record(self, stored: StoredGallery) -> None:
+        """Keep the gallery's records in the store. The copy of the first keys also tidies up."""
+        async with self._flushing:
+            # Not behind the deletion of a dropped gallery, see abandon.
+            if self.recorded == stored or self.phase not in (Phase.OPENING, Phase.SERVING):
+                return
+            name = await gallery_records.keep(self.ports.store, stored)
+            if self.assignment.range.first == 0:
+                await gallery_records.forget_older(self.ports.store, stored, name)
+            self.recorded = stored
 
     async def write(self, request: WriteRequest) -> Outcome:
         """Commit a write; see Committer.submit for the errors."""
@@ -180,8 +199,8 @@ class Primary(ShardCopy):
         shard_id = self.assignment.shard_id
         captured = built.capture
         pointer = ManifestPointer(built.manifest.sha256, captured.position, captured.generation)
-        guards = [
-            Guard(keys.generation(shard_id), self._fence.gen_revision),
+        guards: list[Guard | ValueGuard] = [
+            ValueGuard(keys.generation(shard_id), self._fence.claim),
             Guard(keys.manifest(shard_id), self._manifest_revision),
         ]
         value = encode_manifest_pointer(pointer)

@@ -106,8 +106,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
         (
             "fencing",
             (
-                "committed under an old generation",
-                "two commit in one generation",
+                "committed without the claim",
                 "the log has a gap or goes back",
                 "a generation did not grow by one",
             ),
