@@ -9,9 +9,19 @@ from typing_extensions import override
 
 from facegrid.clock import SystemClock
 from facegrid.coord import keys
-from facegrid.coord.port import Changed, Delete, Guard, KeyValue, Put, TxnResult, ValueGuard
+from facegrid.coord.port import (
+    Changed,
+    Delete,
+    Guard,
+    KeyValue,
+    Listing,
+    Put,
+    Snapshot,
+    TxnResult,
+    ValueGuard,
+)
 from facegrid.errors import FencedError, UnavailableError
-from facegrid.format.records import encode_node
+from facegrid.format.records import Dropped, encode_node
 from facegrid.ids import NodeId
 from facegrid.model import NodeInfo
 from facegrid.rpc.pool import ChannelPool
@@ -21,6 +31,7 @@ from facegrid.testing.skipping_clock import SkippingClock
 from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome
 from indexd.replica.committer import Committer, CommitterPorts
 from indexd.replica.follower import STALENESS_S
+from indexd.replica.node import Node
 from indexd.replica.primary import Primary
 from indexd.replica.shard_copy import Phase
 from indexd.replica.spread import Spread
@@ -248,6 +259,29 @@ async def test_a_late_deletion_hits_nothing_that_was_written_since(world: World)
 
     async with world.primary("b2") as second:
         assert found(second, enrol(1)) == ["s-1-0", "s-1-1"]
+
+
+async def test_a_dropped_shard_is_not_opened_by_a_map_that_is_behind(world: World) -> None:
+    """1 the order to delete arrives; 2 the shard is deleted; 3 the map's end comes later."""
+    ports = world.ports("n1", "b1")
+    committer = Committer(
+        CommitterPorts(world.coord, world.store, ports.clock, lambda: "u", ports.logger),
+        lambda _: None,
+    )
+    no_trainer: Any = None
+    node = Node(ports, committer, no_trainer, View(), erased_rewrite_s=60.0)
+    for prefix in (keys.GALLERIES, keys.MAPS):
+        node.view.take(prefix, Listing(await world.coord.list(prefix)))
+    node._reconcile()
+    assert list(node.copies) == [SHARD.shard_id]
+
+    await node._drop(Dropped(SHARD.shard_id, GALLERY.uid, SHARD.node_ids))
+    node._reconcile()
+    behind = list(node.copies)
+    node.view.take(keys.MAPS, Listing(Snapshot(99, ())))
+    node._reconcile()
+
+    assert (behind, list(node.copies), node._dropped) == ([], [], set())
 
 
 class TwoProcesses(ChannelPool):
