@@ -32,7 +32,6 @@ class Fence:
     """
 
     generation: int
-    gen_revision: int
     claim: bytes
     tip: LogRef | None
     tip_revision: int
@@ -83,7 +82,6 @@ async def claim(
     pointer = await coord.get(keys.manifest(shard_id))
     return Fence(
         generation=generation,
-        gen_revision=result.revision,
         claim=encode_generation(record),
         tip=None if tip is None else decode_tip(tip.value).log,
         tip_revision=_revision(tip),

@@ -256,7 +256,7 @@ class Primary(ShardCopy):
         """Raise FencedError unless this process is still the primary."""
         assert self._fence is not None, "a serving replica has claimed"
         item = await self.ports.coord.get(keys.generation(self.assignment.shard_id))
-        if item is None or item.mod_revision != self._fence.gen_revision:
+        if item is None or item.value != self._fence.claim:
             raise FencedError(
                 f"another process has the shard shard={self.assignment.shard_id}",
                 shard=self.assignment.shard_id,
