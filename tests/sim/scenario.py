@@ -367,19 +367,19 @@ class Scenario:
             operations.append(Put(keys.dropped(shard.shard_id), encode_dropped(dropped)))
         writing = asyncio.get_running_loop().create_task(last.enrol())
         await self._wait(self.world.rng.random() * 0.02)
+        ordered_s = self.world.loop.now_s
         self._txn([], operations)
         ends_s = self.world.loop.now_s + CONVERGE_S
         while self.etcd.snapshot(keys.DROPPED).items:
             self.world.require(self.world.loop.now_s < ends_s, "a drop does not come to its end")
             await self._wait(0.1)
-        done_s = self.world.loop.now_s
         await self._wait(1.0)
         writing.cancel()
         left = [
             n
             for n in self.objects.objects
             # What arrives behind its writer's back is for a sweeper to find.
-            if self.truth.stored_s[n] < done_s or n in self.truth.confirmed
+            if self.truth.stored_s[n] < ordered_s or n in self.truth.confirmed
         ]
         self.world.require(not left, "a dropped gallery left objects behind", left)
         prefixes = (keys.GENERATIONS, keys.TIPS, keys.MANIFESTS, keys.DROPPED, keys.MAPS)
