@@ -17,8 +17,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 proto: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/generate_api.py facegrid/api
 
+# VECTORS and SUBJECTS reach the shell as variables of the environment, so any path may be given.
 demo: setup
-	$(BIN)/python -m bench.demo $(if $(VECTORS),--vectors $(VECTORS)) $(if $(SUBJECTS),--subjects $(SUBJECTS))
+	$(BIN)/python -m bench.demo $(if $(VECTORS),--vectors "$$VECTORS") $(if $(SUBJECTS),--subjects "$$SUBJECTS")
 
 lint: setup
 	$(BIN)/ruff check .
