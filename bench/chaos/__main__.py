@@ -6,6 +6,7 @@ erased came back. The last line says whether every promise held.
 """
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -38,6 +39,10 @@ NODES = 3
 ROUTERS = 2
 REPLICAS = 2
 SHARDS = 4
+TRAIN_AT = 2000
+"""Templates at which the index trains by itself, so that it does amid the faults."""
+ERASED_REWRITE_S = 5
+"""So that segments are written and rewritten, and logs trimmed, amid the faults."""
 CALM_S = 1.5
 """Undisturbed load before the first fault and between two."""
 AUDIT_TIMEOUT_S = 60.0
@@ -140,7 +145,12 @@ class Chaos:
             facegrid.Client(list(record.router_targets), timeout_s=AUDIT_TIMEOUT_S)
         )
         client.create_gallery(
-            GALLERY, dim=DIM, extractor="chaos@1", shards=SHARDS, replicas=REPLICAS, train_at=0
+            GALLERY,
+            dim=DIM,
+            extractor="chaos@1",
+            shards=SHARDS,
+            replicas=REPLICAS,
+            train_at=TRAIN_AT,
         )
         # Until every follower is open, the death of a node may take a shard's only copy.
         self._cluster.up()
@@ -220,6 +230,9 @@ class Chaos:
             _say(f"fault {kind}: {count}")
         _say(f"longest read: {self.tally.read_s_max:.2f} s")
         _say(f"longest way from mended to well: {self._healing.longest_s:.2f} s")
+        with facegrid.Client(self._cluster.router_targets, timeout_s=AUDIT_TIMEOUT_S) as client:
+            trained = client.get_gallery(GALLERY).codebook
+        _say(f"codebook: {trained or 'none yet'}")
         for name, seen in self._memory_bytes.items():
             _say(
                 f"memory of {name}: first {seen[0] // MIB} MiB,"
@@ -272,6 +285,7 @@ def parse(argv: Sequence[str]) -> Options:
 def main() -> int:
     """Run; return 0 only if every promise held."""
     options = parse(sys.argv[1:])
+    os.environ["FACEGRID_INDEXD_ERASED_REWRITE_S"] = str(ERASED_REWRITE_S)  # noqa: TID251 - nodes inherit it
     signal.signal(signal.SIGTERM, _interrupt)
     _say(f"seed={options.seed} minutes={options.minutes:g} etcd={options.etcd}")
     last_line = "chaos: failed reasons: unexpected"
