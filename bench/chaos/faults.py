@@ -4,18 +4,20 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from typing_extensions import override
 
 from bench.chaos.proxy import Proxies
+from facegrid.errors import UnavailableError
 from fgctl.local import processes
 from fgctl.local.cluster import LocalCluster
 
 Kind = Literal[
     "kill node",
+    "kill node twice",
     "kill router",
     "etcd away",
     "pause node",
@@ -27,6 +29,7 @@ Kind = Literal[
 
 LASTS_S: dict[Kind, tuple[float, float]] = {
     "kill node": (0.0, 3.0),
+    "kill node twice": (0.2, 2.0),
     "kill router": (0.0, 2.0),
     "etcd away": (1.0, 5.0),
     "pause node": (2.0, 8.0),
@@ -36,7 +39,7 @@ LASTS_S: dict[Kind, tuple[float, float]] = {
     "slow link": (1.0, 4.0),
 }
 """How long a fault lasts before it is mended; starting a process again comes on top."""
-KILLS: tuple[Kind, ...] = ("kill node", "kill router")
+ROUND: tuple[Kind, ...] = (*LASTS_S, "kill node", "kill node")
 CUTS: tuple[Kind, ...] = ("hold link", "cut link", "slow link")
 STOP_GRACE_S = 30.0
 SLOW_S = 0.05
@@ -56,14 +59,14 @@ class Fault:
 
 
 def schedule(seed: int, *, nodes: int, routers: int, etcd: int) -> Iterator[Fault]:
-    """Yield faults without end: every kind once in random order, then all again in another.
+    """Yield faults without end: a round of every kind in random order, then one in another.
 
     The first of them is always the death of a node, so that the shortest run has one.
     """
     rng = np.random.default_rng([seed, 0])
     first = True
     while True:
-        kinds: list[Kind] = [list(LASTS_S)[number] for number in rng.permutation(len(LASTS_S))]
+        kinds: list[Kind] = [ROUND[number] for number in rng.permutation(len(ROUND))]
         if first:
             kinds.remove("kill node")
             kinds.insert(0, "kill node")
@@ -85,6 +88,10 @@ class Saboteur:
         cluster: a running one.
         proxies: with a link for every node, by its id.
         stop: ends a fault early.
+
+    Attributes:
+        inflicted: how often each kind.
+        kills_count: processes ended with SIGKILL.
     """
 
     def __init__(self, cluster: LocalCluster, proxies: Proxies, stop: threading.Event) -> None:
@@ -92,12 +99,7 @@ class Saboteur:
         self._proxies = proxies
         self._stop = stop
         self.inflicted: Counter[Kind] = Counter()
-        self.killed_members_count = 0
-
-    @property
-    def kills_count(self) -> int:
-        """Processes ended with SIGKILL."""
-        return sum(self.inflicted[kind] for kind in KILLS) + self.killed_members_count
+        self.kills_count = 0
 
     @property
     def cuts_count(self) -> int:
@@ -109,9 +111,9 @@ class Saboteur:
         self.inflicted[fault.kind] += 1
         match fault.kind:
             case "kill node" | "kill router":
-                self._cluster.kill_node(fault.target)
-                self._stop.wait(fault.lasts_s)
-                self._cluster.start_node(fault.target)
+                self._kill(fault)
+            case "kill node twice":
+                self._kill_twice(fault)
             case "restart node":
                 record = self._cluster.record.named(fault.target)
                 processes.stop([record], grace_s=STOP_GRACE_S)
@@ -123,6 +125,23 @@ class Saboteur:
                 self._etcd_away(fault)
             case "hold link" | "cut link" | "slow link":
                 self._hurt_link(fault)
+
+    def _kill(self, fault: Fault) -> None:
+        self.kills_count += 1
+        self._cluster.kill_node(fault.target)
+        self._stop.wait(fault.lasts_s)
+        self._cluster.start_node(fault.target)
+
+    def _kill_twice(self, fault: Fault) -> None:
+        """Kill a node, and again while it starts or opens its shards."""
+        self.kills_count += 1
+        self._cluster.kill_node(fault.target)
+        try:
+            self._cluster.start_node(fault.target, timeout_s=fault.lasts_s)
+        except UnavailableError as error:
+            if error.reason != "NOT_READY":
+                raise
+        self._kill(replace(fault, lasts_s=0.0))
 
     def _pause(self, fault: Fault) -> None:
         record = self._cluster.record.named(fault.target)
@@ -139,10 +158,7 @@ class Saboteur:
             self._stop.wait(fault.lasts_s)
             self._cluster.start_etcd()
             return
-        self.killed_members_count += 1
-        self._cluster.kill_node(fault.target)
-        self._stop.wait(fault.lasts_s)
-        self._cluster.start_node(fault.target)
+        self._kill(fault)
 
     def _hurt_link(self, fault: Fault) -> None:
         match fault.kind:
