@@ -62,6 +62,7 @@ class Kind(IntEnum):
     CODEBOOK_HEADER = 48
     CODEBOOK_CENTROIDS = 49
     CODEBOOK_PQ = 50
+    STORED_GALLERY = 64
 
 
 @dataclass(frozen=True, slots=True)

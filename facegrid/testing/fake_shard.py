@@ -189,6 +189,8 @@ class FakeNode(ShardServiceServicer):
                 generation=1,
             )
             searched.append(shard)
+        if not searched:
+            return response
         x = from_wire_vectors(request.probes, dim=request.probes.dim)
         found = _found(x, searched, request.k, request.threshold)
         response.counts.extend(len(rows) for rows in found)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from facegrid.format import digest as digests
 from facegrid.format.log import LogRef
 from facegrid.format.manifest import (
     Manifest,
@@ -22,7 +23,6 @@ from facegrid.format.manifest import (
 )
 from facegrid.format.segment import Segment, encode_segment, segment_name, segment_rows_max
 from indexd.ann.ivfpq import EncodedRows
-from indexd.engine import digest as digests
 from indexd.engine.compaction import Run, SegmentSize
 from indexd.engine.requests import RequestMemory
 from indexd.engine.state import Int64, ShardState

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from facegrid import vectors
 from facegrid.errors import ConflictError, CorruptError, InvalidError
+from facegrid.format import digest as digests
 from facegrid.format.log import EnrolRecord, EraseRecord, LogRecord, LogRef
 from facegrid.ids import ShardId, subject_key
 from facegrid.model import HashRange
 from indexd.ann.index import ShardIndex
 from indexd.ann.ivfpq import IvfPq
-from indexd.engine import digest as digests
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.columns import HashColumn, SubjectRows, TextColumn
 from indexd.engine.requests import (

@@ -113,9 +113,14 @@ class Committer:
                 if any(writer.in_doubt for writer in self._writers):
                     await self._ports.clock.sleep(DOUBT_PAUSE_S)
 
-    async def idle(self, writer: ShardWriter) -> None:
-        """Wait until nothing of this writer is on its way."""
-        while writer.busy and not writer.fenced:
+    async def idle(self, writer: ShardWriter, timeout_s: float) -> None:
+        """Wait until nothing of this writer is on its way, or the time is over.
+
+        While etcd is away a commit may stay in doubt for long. Leaving it costs nothing: whether
+        it took effect stands in etcd, and whoever opens the shard next reads it there.
+        """
+        end_s = self._ports.clock.now_s() + timeout_s
+        while writer.busy and not writer.fenced and self._ports.clock.now_s() < end_s:
             self._wake.set()
             await self._ports.clock.sleep(0.01)
 

@@ -24,10 +24,15 @@ from facegrid.ids import GalleryName, NodeId, ShardId
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """The right to write one shard, and where its log and manifest stood when it was won."""
+    """The right to write one shard, and where its log and manifest stood when it was won.
+
+    `claim` is the value of gen/<shard>, which no other process ever writes. Commits are guarded by
+    it and not by the revision of the key: an etcd that was restored or made anew counts revisions
+    from an earlier number, so that a revision may come again.
+    """
 
     generation: int
-    gen_revision: int
+    claim: bytes
     tip: LogRef | None
     tip_revision: int
     manifest: ManifestPointer | None
@@ -77,7 +82,7 @@ async def claim(
     pointer = await coord.get(keys.manifest(shard_id))
     return Fence(
         generation=generation,
-        gen_revision=result.revision,
+        claim=encode_generation(record),
         tip=None if tip is None else decode_tip(tip.value).log,
         tip_revision=_revision(tip),
         manifest=None if pointer is None else decode_manifest_pointer(pointer.value),

@@ -10,9 +10,9 @@ from facegrid.errors import (
     FacegridError,
     FencedError,
     NotFoundError,
-    UnavailableError,
 )
 from facegrid.format.records import Dropped, decode_tip
+from facegrid.format.stored_gallery import StoredGallery, stored_gallery_prefix
 from facegrid.ids import NodeId, ShardId
 from facegrid.model import Gallery
 from indexd.replica.codebooks import Codebooks
@@ -80,13 +80,18 @@ class Node:
     async def close(self) -> None:
         """Flush and let go of every shard; etcd or the store being away only costs a replay."""
         self._stopping = True
-        for copy in list(self.copies.values()):
-            try:
-                await copy.close()
-            except FacegridError as error:
-                self._ports.logger.warning(
-                    "not flushed on stop", shard=copy.assignment.shard_id, reason=error.reason
-                )
+        async with asyncio.TaskGroup() as tasks:
+            for copy in self.copies.values():
+                tasks.create_task(self._close(copy))
+
+    async def _close(self, copy: ShardCopy) -> None:
+        """Close one shard."""
+        try:
+            await copy.close()
+        except FacegridError as error:
+            self._ports.logger.warning(
+                "not flushed on stop", shard=copy.assignment.shard_id, reason=error.reason
+            )
 
     def copy(self, shard_id: str) -> ShardCopy:
         """Return a shard that this node holds.
@@ -175,6 +180,7 @@ class Node:
         for copy in self.copies.values():
             self._check_fence(copy)
             self._check_codebook(copy, wanted)
+            self._check_record(copy, wanted)
 
     def _new_copy(self, holding: Holding) -> ShardCopy:
         """Return a copy in the role that the map gives to this node."""
@@ -199,7 +205,7 @@ class Node:
         asked_s = self._ports.clock.now_s()
         try:
             tips = {item.key: item for item in (await self._ports.coord.list(keys.TIPS)).items}
-        except UnavailableError:
+        except FacegridError:
             return
         for follower in followers:
             shard_id = follower.assignment.shard_id
@@ -207,10 +213,11 @@ class Node:
             try:
                 tip = None if item is None else decode_tip(item.value).log
                 await follower.confirm(tip, asked_s)
-            except UnavailableError:
-                continue
             except CorruptError as error:
                 follower.fail(error)
+            except FacegridError:
+                # Not confirmed: it will say so itself when that has lasted too long.
+                continue
             self._absorb(follower)
 
     @property
@@ -243,6 +250,28 @@ class Node:
         if holding.gallery.codebook not in ("", copy.state.codebook):
             self._start(f"codebook {copy.assignment.shard_id}", self._use_codebook(copy))
 
+    def _check_record(self, copy: ShardCopy, wanted: dict[ShardId, Holding]) -> None:
+        """Keep the gallery's records in the store up to date, from one node."""
+        holding = wanted.get(copy.assignment.shard_id)
+        if holding is None or not isinstance(copy, Primary) or copy.phase is not Phase.SERVING:
+            return
+        stored = self._record_of(holding.gallery)
+        if copy.assignment.range.first == 0 and stored not in (None, copy.recorded):
+            self._start(f"record {holding.gallery.uid}", self._keep_record(copy, holding.gallery))
+
+    async def _keep_record(self, copy: ShardCopy, gallery: Gallery) -> None:
+        """Keep the gallery's records in the store, if this copy is the primary."""
+        stored = self._record_of(gallery)
+        if isinstance(copy, Primary) and stored is not None:
+            await copy.keep_record(stored)
+
+    def _record_of(self, gallery: Gallery) -> StoredGallery | None:
+        """Return what etcd says of a gallery; None while settings and map do not match."""
+        shard_map = self.view.shard_map(gallery.name)
+        if shard_map is None or shard_map.gallery_uid != gallery.uid:
+            return None
+        return StoredGallery(gallery, shard_map)
+
     async def _use_codebook(self, copy: ShardCopy) -> None:
         """Load the gallery's codebook and build the index with it."""
         codebook = await self._codebooks.get(copy.gallery)
@@ -255,8 +284,12 @@ class Node:
         async with self._opening:
             try:
                 codebook = await self._codebooks.get(holding.gallery)
+                # Before anything can be acknowledged, so that no write outlives its gallery.
+                await self._keep_record(copy, holding.gallery)
                 await copy.open(holding.map_revision, codebook)
-            except (UnavailableError, FencedError) as error:
+            except CorruptError as error:
+                copy.fail(error)
+            except FacegridError as error:
                 copy.problem = error.message
                 self._ports.logger.warning(
                     "shard not opened yet",
@@ -267,8 +300,6 @@ class Node:
                 await self._ports.clock.sleep(RETRY_PAUSE_S)
                 if self.copies.get(shard_id) is copy:
                     del self.copies[shard_id]
-            except CorruptError as error:
-                copy.fail(error)
         self._changed.set()
 
     async def _let_go(self, shard_id: ShardId) -> None:
@@ -286,7 +317,8 @@ class Node:
         copy = self.copies.pop(shard_id, None) or self._leaving.get(shard_id)
         if copy is not None:
             await copy.abandon()
-        prefixes = [f"shards/{shard_id}/"]
+        # First, and by the node of every shard: each may have stored the records once more.
+        prefixes = [stored_gallery_prefix(record.gallery_uid), f"shards/{shard_id}/"]
         if shard_id.endswith(".0000"):
             prefixes.append(f"codebooks/{record.gallery_uid}/")
         for prefix in prefixes:

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from facegrid import limits
 from facegrid.coord import keys
-from facegrid.coord.port import Guard, Put
+from facegrid.coord.port import Guard, Put, ValueGuard
 from facegrid.errors import (
     ConflictError,
     CorruptError,
@@ -19,6 +19,7 @@ from facegrid.format.log import log_prefix, parse_log_name
 from facegrid.format.manifest import manifest_prefix
 from facegrid.format.records import ManifestPointer, encode_manifest_pointer
 from facegrid.format.segment import segment_name, segment_prefix
+from facegrid.format.stored_gallery import StoredGallery
 from facegrid.model import Gallery, ShardAssignment
 from indexd.engine import compaction
 from indexd.engine import flush as flushing
@@ -26,10 +27,15 @@ from indexd.engine.coded import NamedCodebook
 from indexd.engine.compaction import Run, SegmentSize
 from indexd.engine.flush import StoredObject
 from indexd.engine.requests import Outcome, WriteRequest
+from indexd.replica import gallery_records
 from indexd.replica.committer import Committer
 from indexd.replica.fence import Fence, claim
 from indexd.replica.shard_copy import NodePorts, Phase, ShardCopy
+from indexd.replica.unsettled import settle
 from indexd.replica.writer import ShardWriter
+
+CLOSE_WAIT_S = 3.0
+"""How long a stop waits for commits on their way."""
 
 
 class Primary(ShardCopy):
@@ -44,6 +50,7 @@ class Primary(ShardCopy):
         self._writer: ShardWriter | None = None
         self._manifest_revision = 0
         self._flushing = asyncio.Lock()
+        self.recorded: StoredGallery | None = None
         self._erased_since_s: float | None = None
         self._erased_written_count = 0
 
@@ -60,7 +67,7 @@ class Primary(ShardCopy):
         Raises:
             FencedError: somebody else claimed it meanwhile; look at the map again.
             UnavailableError: etcd or the store cannot be reached; try again.
-            CorruptError: stored bytes are damaged.
+            CorruptError: stored bytes are damaged, or etcd is behind the store (ETCD_BEHIND).
         """
         started_s = self.ports.clock.now_s()
         shard_id = self.assignment.shard_id
@@ -70,6 +77,9 @@ class Primary(ShardCopy):
             claimant=self.ports.claimant,
             gallery=self.gallery.name,
             map_revision=map_revision,
+        )
+        fence = await settle(
+            self.ports.coord, self.ports.store, shard_id, fence=fence, log=self.log
         )
         await self.load(fence.manifest, fence.tip, codebook)
         self._fence = fence
@@ -88,6 +98,17 @@ class Primary(ShardCopy):
             segments=len(self.persisted.segments),
             duration_s=round(self.ports.clock.now_s() - started_s, 3),
         )
+
+    async def keep_record(self, stored: StoredGallery) -> None:
+        """Keep the gallery's records in the store. The copy of the first keys also tidies up."""
+        async with self._flushing:
+            # Not behind the deletion of a dropped gallery, see abandon.
+            if self.recorded == stored or self.phase not in (Phase.OPENING, Phase.SERVING):
+                return
+            name = await gallery_records.keep(self.ports.store, stored)
+            if self.assignment.range.first == 0:
+                await gallery_records.forget_older(self.ports.store, stored, name)
+            self.recorded = stored
 
     async def write(self, request: WriteRequest) -> Outcome:
         """Commit a write; see Committer.submit for the errors."""
@@ -162,8 +183,8 @@ class Primary(ShardCopy):
         shard_id = self.assignment.shard_id
         captured = built.capture
         pointer = ManifestPointer(built.manifest.sha256, captured.position, captured.generation)
-        guards = [
-            Guard(keys.generation(shard_id), self._fence.gen_revision),
+        guards: list[Guard | ValueGuard] = [
+            ValueGuard(keys.generation(shard_id), self._fence.claim),
             Guard(keys.manifest(shard_id), self._manifest_revision),
         ]
         value = encode_manifest_pointer(pointer)
@@ -211,7 +232,7 @@ class Primary(ShardCopy):
         """Raise FencedError unless this process is still the primary."""
         assert self._fence is not None, "a serving replica has claimed"
         item = await self.ports.coord.get(keys.generation(self.assignment.shard_id))
-        if item is None or item.mod_revision != self._fence.gen_revision:
+        if item is None or item.value != self._fence.claim:
             raise FencedError(
                 f"another process has the shard shard={self.assignment.shard_id}",
                 shard=self.assignment.shard_id,
@@ -246,7 +267,7 @@ class Primary(ShardCopy):
     async def close(self) -> None:
         """Finish what is on its way, flush, and let go."""
         if self._writer is not None:
-            await self._committer.idle(self._writer)
+            await self._committer.idle(self._writer, CLOSE_WAIT_S)
             self._committer.remove(self._writer)
             if self.phase is Phase.SERVING:
                 await self.flush()

@@ -106,9 +106,13 @@ class View:
 
     def address(self, node_id: NodeId) -> str | None:
         """Return where a node can be reached, if it is registered."""
-        infos = [seen.value for seen in self.seen[keys.NODES].values()]
-        found = [i.address for i in infos if isinstance(i, NodeInfo) and i.node_id == node_id]
-        return found[-1] if found else None
+        # A node that was killed and started again is listed twice until the old lease ends.
+        found = [
+            (seen.mod_revision, seen.value.address)
+            for seen in self.seen[keys.NODES].values()
+            if isinstance(seen.value, NodeInfo) and seen.value.node_id == node_id
+        ]
+        return max(found)[1] if found else None
 
     def dropped(self, node_id: NodeId) -> list[Dropped]:
         """Return the dropped shards whose objects this node deletes."""

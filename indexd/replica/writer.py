@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from facegrid.coord import keys
-from facegrid.coord.port import Guard, Put
+from facegrid.coord.port import Guard, Put, ValueGuard
 from facegrid.errors import FacegridError, FencedError
 from facegrid.format.log import LogRecord, LogRef
 from facegrid.format.records import Tip, encode_tip
@@ -41,12 +41,12 @@ class PendingGroup:
     data: bytes
     ref: LogRef
 
-    def guards(self) -> list[Guard]:
+    def guards(self) -> list[Guard | ValueGuard]:
         """Return what must hold for the commit: same generation, same tip."""
         writer = self.writer
         shard_id = writer.state.shard_id
         return [
-            Guard(keys.generation(shard_id), writer.gen_revision),
+            ValueGuard(keys.generation(shard_id), writer.claim),
             Guard(keys.tip(shard_id), writer.tip_revision),
         ]
 
@@ -66,7 +66,7 @@ class ShardWriter:
 
     state: ShardState
     generation: int
-    gen_revision: int
+    claim: bytes
     tip: LogRef | None
     tip_revision: int
     waiting: deque[WriteTicket] = field(default_factory=deque)
@@ -80,7 +80,7 @@ class ShardWriter:
         return cls(
             state=state,
             generation=fence.generation,
-            gen_revision=fence.gen_revision,
+            claim=fence.claim,
             tip=fence.tip,
             tip_revision=fence.tip_revision,
         )

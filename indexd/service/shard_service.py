@@ -22,8 +22,8 @@ from facegrid.errors import (
     NotFoundError,
     UnavailableError,
 )
+from facegrid.format import digest as digests
 from facegrid.rpc.context import call_context
-from indexd.engine import digest as digests
 from indexd.engine.requests import EraseRequest, Outcome, WriteRequest
 from indexd.engine.search import Found, search
 from indexd.engine.state import ShardState

@@ -238,9 +238,12 @@ class Searcher:
         """Ask one node. Errors are values here, so that one node's never cancels the others."""
         try:
             response = await self._pool.search(topology, node_id, request, timeout_s=timeout_s)
+            searched, failures = _account(request, response, shards, node_id)
+            if not searched:
+                # No columns come from a node that refuses everything; its reasons do.
+                return _Heard(failures=failures)
             part = _part(response)
             merge.check_part(part, probes_count=_rows_count(request))
-            searched, failures = _account(request, response, shards, node_id)
         except InvalidError as error:
             return error
         except FacegridError as error:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import facegrid
@@ -209,3 +210,36 @@ def test_concurrent_single_probes_are_answered_like_a_batch(
 
     assert alone == together
     client.drop_gallery("single")
+
+
+def test_a_node_stops_in_time_while_etcd_is_away_and_loses_nothing(
+    cluster: LocalCluster, client: facegrid.Client, people: SyntheticGallery
+) -> None:
+    """1 enrol; 2 etcd stops; 3 a write stays in doubt; 4 SIGTERM; 5 all start; 6 all is there."""
+    client.create_gallery("doubt", dim=DIM, extractor="x@1", shards=2)
+    enrol_all(client, "doubt", people)
+    node = next(process for process in cluster.record.processes if process.name == "n1")
+    cluster.stop_etcd()
+    with (
+        facegrid.Client(cluster.router_targets, timeout_s=3) as hasty,
+        pytest.raises(facegrid.UnavailableError),
+    ):
+        hasty.enrol(
+            "doubt",
+            template_ids=[f"t-{n}" for n in range(8)],
+            subject_ids=[f"new-{n}" for n in range(8)],
+            vectors=np.eye(8, DIM),
+        )
+
+    running = psutil.Process(node.pid)
+    running.terminate()
+    code = running.wait(30)
+    cluster.down()
+    cluster.up()
+
+    with facegrid.Client(cluster.router_targets, timeout_s=60) as again:
+        count = again.get_gallery("doubt").templates_count
+        again.drop_gallery("doubt")
+    assert code == 0
+    assert count is not None
+    assert TEMPLATES <= count <= TEMPLATES + 8

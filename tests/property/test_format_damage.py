@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facegrid.errors import CorruptError
-from facegrid.format import codebook, frame, log, manifest, records, segment
-from facegrid.ids import KEY_LAST, ShardId
-from facegrid.model import HashRange
+from facegrid.format import codebook, frame, log, manifest, records, segment, stored_gallery
+from facegrid.ids import KEY_LAST, GalleryName, NodeId, ShardId
+from facegrid.model import Gallery, HashRange, ShardAssignment, ShardMap
 
 DIGEST = bytes(range(16))
 REF = log.LogRef(1, 1, 4, "0b9f", "5e" * 32)
@@ -70,10 +70,18 @@ def small_codebook() -> bytes:
     )
 
 
+def small_gallery() -> bytes:
+    gallery = Gallery(GalleryName("g"), "0", 8, "x@1", 1, 1, 0)
+    shard = ShardAssignment(ShardId("g.0.0"), HashRange(0, KEY_LAST), (NodeId("n"),))
+    shard_map = ShardMap(gallery.name, gallery.uid, 1, (shard,))
+    return stored_gallery.encode_stored_gallery(stored_gallery.StoredGallery(gallery, shard_map))
+
+
 OBJECTS = {
     "log": Sample(small_log(), log.decode_log),
     "segment": Sample(small_segment(), segment.decode_segment),
     "manifest": Sample(small_manifest(), manifest.decode_manifest),
+    "gallery": Sample(small_gallery(), stored_gallery.decode_stored_gallery),
     "codebook": Sample(small_codebook(), codebook.decode_codebook),
 }
 DECODERS: list[Callable[[bytes], object]] = [

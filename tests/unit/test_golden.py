@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from facegrid.format import codebook, log, manifest, records, segment
+from facegrid.format import codebook, log, manifest, records, segment, stored_gallery
 from facegrid.ids import KEY_LAST, GalleryName, NodeId, ShardId
 from facegrid.model import Gallery, HashRange, NodeInfo, ShardAssignment, ShardMap
 
@@ -162,6 +162,11 @@ GOLDEN = {
         EMPTY_MANIFEST, manifest.encode_manifest, manifest.decode_manifest
     ),
     "codebook.bin": Golden(CODEBOOK, codebook.encode_codebook, codebook.decode_codebook),
+    "stored-gallery.bin": Golden(
+        stored_gallery.StoredGallery(GALLERY, SHARD_MAP),
+        stored_gallery.encode_stored_gallery,
+        stored_gallery.decode_stored_gallery,
+    ),
     "etcd-gallery.bin": Golden(GALLERY, records.encode_gallery, records.decode_gallery),
     "etcd-map.bin": Golden(SHARD_MAP, records.encode_shard_map, records.decode_shard_map),
     "etcd-node.bin": Golden(

@@ -22,6 +22,9 @@ from facegrid.model import Gallery, HashRange, ShardAssignment, ShardMap
 from facegrid.telemetry.log import get_logger
 from facegrid.testing.memory_blob import MemoryBlobStore
 from facegrid.testing.memory_coord import MemoryCoordinator
+from indexd.ann.train import train
+from indexd.engine import coded
+from indexd.engine.coded import NamedCodebook
 from indexd.engine.compaction import FEW_SEGMENTS
 from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome
 from indexd.replica.committer import Committer, CommitterPorts
@@ -79,7 +82,9 @@ class World:
         )
 
     @asynccontextmanager
-    async def primary(self, boot: str) -> AsyncIterator[Primary]:
+    async def primary(
+        self, boot: str, codebook: NamedCodebook | None = None
+    ) -> AsyncIterator[Primary]:
         """A primary of a process; leaving is the death of the process."""
         ports = self.ports("n1", boot)
         committer = Committer(
@@ -90,7 +95,7 @@ class World:
         )
         running = asyncio.get_running_loop().create_task(committer.run())
         primary = Primary(ports, committer, GALLERY, SHARD)
-        await primary.open(self.map_revision, None)
+        await primary.open(self.map_revision, codebook)
         yield primary
         running.cancel()
 
@@ -352,6 +357,37 @@ async def test_a_primary_that_stood_still_deletes_nothing_of_its_successor(world
 
 def _columns(request: EnrolRequest) -> tuple[list[str], list[str]]:
     return request.template_ids, request.subject_ids
+
+
+def trained(seed: int) -> NamedCodebook:
+    """A codebook of random rows, under the name that its object would have."""
+    sample = enrol(seed, rows=1500).codes
+    codebook = train(sample, seed=seed, threads=1)
+    _, sha256 = coded.encode(codebook)
+    return NamedCodebook(sha256, codebook)
+
+
+@pytest.mark.parametrize("later", [1, 2], ids=["same codebook", "another codebook"])
+async def test_coded_rows_come_back_from_their_segments(world: World, later: int) -> None:
+    """1 enrol; 2 code; 3 enrol more and erase; 4 flush; 5 open again with this or another book."""
+    async with world.primary("b1") as first:
+        await first.write(enrol(1, rows=300))
+        await first.use_codebook(trained(1))
+        await first.write(enrol(2, rows=40))
+        await first.absorb()
+        await first.write(EraseRequest("r-3", [], ["s-1-7", "s-2-7"]))
+        await first.flush()
+        probes = vectors.prepare_probes(vectors.dequantize(enrol(1, rows=20).codes))
+        before = first.state.index.search(probes, 5, -2.0)
+        names = [first.state.subjects.name_of_row(row) for row in before.rows.tolist()]
+
+    async with world.primary("b2", trained(later)) as second:
+        state = second.state
+        after = state.index.search(probes, 5, -2.0)
+        assert (state.index.rows_count, state.index.indexed_count) == (338, 338)
+        assert state.codebook == trained(later).sha256
+        assert [state.subjects.name_of_row(row) for row in after.rows.tolist()] == names
+        assert after.scores.tolist() == before.scores.tolist()
 
 
 class StoppingStore(MemoryBlobStore):

@@ -47,6 +47,18 @@ async def test_a_refused_shard_is_asked_of_the_other_replica() -> None:
         assert await best(running) == EVERYBODY
 
 
+async def test_a_node_that_refuses_every_shard_is_quoted() -> None:
+    async with cluster() as running:
+        await filled(running)
+        for node in running.nodes:
+            node.mischief.refuse = {SHARD(n): "FOLLOWER_STALE" for n in range(4)}
+
+        with pytest.raises(UnavailableError) as caught:
+            await best(running)
+
+    assert "reason=FOLLOWER_STALE" in caught.value.message
+
+
 async def test_a_dead_node_is_replaced_by_the_other_replica_and_then_passed_over() -> None:
     async with cluster() as running:
         await filled(running, replicas_count=2)

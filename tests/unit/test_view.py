@@ -60,3 +60,15 @@ def test_changes_and_deletions_are_taken_in_and_progress_changes_nothing() -> No
     assert not view.take(keys.NODES, Progress(9))
     assert view.take(keys.NODES, Changed("delete", key, None, revision=10))
     assert view.address(NodeId("n1")) is None
+
+
+def test_of_a_node_listed_twice_the_later_registration_counts() -> None:
+    """1 n1 is killed, its lease lives on; 2 n1 starts again elsewhere."""
+    view = listed()
+    for revision, boot, port in ((8, "zz", 1), (9, "aa", 2)):
+        node = NodeInfo(NodeId("n1"), boot, f"127.0.0.1:{port}")
+        key = keys.node(node.node_id, boot)
+        item = KeyValue(key, encode_node(node), revision)
+        view.take(keys.NODES, Changed("put", key, item, revision=revision))
+
+    assert view.address(NodeId("n1")) == "127.0.0.1:2"

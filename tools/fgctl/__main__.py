@@ -11,6 +11,8 @@ import click
 import facegrid
 from facegrid.errors import FacegridError
 from fgctl.local.commands import local
+from fgctl.meta.commands import meta
+from fgctl.offline.commands import offline
 from fgctl.online.cluster import cluster
 from fgctl.online.enrol import enrol
 from fgctl.online.gallery import gallery
@@ -28,7 +30,19 @@ def cli() -> None:
     """Operate facegrid, a distributed index of face templates."""
 
 
-for command in (cluster, enrol, erase, gallery, get, identify, local, store, verify):
+for command in (
+    cluster,
+    enrol,
+    erase,
+    gallery,
+    get,
+    identify,
+    local,
+    meta,
+    offline,
+    store,
+    verify,
+):
     cli.add_command(command)
 
 

@@ -706,3 +706,33 @@ class CodebookHeader(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CodebookHeader: _TypeAlias = CodebookHeader  # noqa: Y015
+
+@_typing.final
+class StoredGallery(_message.Message):
+    """An object cluster/<gallery uid>/<map version>-<sha256>: a copy of what etcd holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
+    GALLERY_FIELD_NUMBER: _builtins.int
+    SHARD_MAP_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.bytes
+    """The value of galleries/<name>: a GalleryRecord."""
+    shard_map: _builtins.bytes
+    """The value of map/<gallery>: a ShardMapRecord."""
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
+        gallery: _builtins.bytes = ...,
+        shard_map: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "required_features", b"required_features", "shard_map", b"shard_map"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredGallery: _TypeAlias = StoredGallery  # noqa: Y015
