@@ -19,11 +19,16 @@ COUNTS = (
 )
 
 
-def run_chaos(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is started make its folders in that of the test."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def run_chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bench.chaos", *arguments],
         cwd=ROOT,
-        env={"TMPDIR": str(folder)},
         capture_output=True,
         text=True,
         check=False,
@@ -50,7 +55,7 @@ def left_behind(folder: Path) -> list[str]:
 
 
 def test_nothing_acknowledged_is_lost_under_random_faults(tmp_path: Path) -> None:
-    done = run_chaos("--seed", "1", "--minutes", "0.3", folder=tmp_path)
+    done = run_chaos("--seed", "1", "--minutes", "0.3")
 
     last = done.stdout.splitlines()[-1]
     assert done.returncode == 0, done.stdout + done.stderr
@@ -69,7 +74,7 @@ def test_a_ledger_that_tells_of_what_never_happened_fails_the_audit(
     tmp_path: Path, forgery: str, expected: tuple[int, int, int]
 ) -> None:
     """An enrolment that nobody sent counts as lost, an erasure that nobody sent as undone."""
-    done = run_chaos("--minutes", "0", "--forge", forgery, folder=tmp_path)
+    done = run_chaos("--minutes", "0", "--forge", forgery)
 
     last = done.stdout.splitlines()[-1]
     assert done.returncode == 1, done.stdout + done.stderr
@@ -82,7 +87,6 @@ def test_an_interrupted_run_stops_what_it_started(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "bench.chaos", "--seed", "1", "--minutes", "5"],
         cwd=ROOT,
-        env={"TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
