@@ -3,7 +3,7 @@
     class RouterSettings(ProcessSettings):
         model_config = SettingsConfigDict(env_prefix="FACEGRID_ROUTER_")
         listen: str = Field("127.0.0.1:7400", description="host:port to serve at")
-        etcd: CommaSeparated = Field(description="host:port of every etcd member")
+        etcd: Addresses = Field(description="host:port of every etcd member")
 
     settings = load(RouterSettings, sys.argv[1:], prog="facegrid-router", description="...")
 
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -65,8 +65,21 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-"""Several values: `a,b` in flags and environment, also an array in a file."""
+PORT_MAX: Final = 65_535
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > PORT_MAX:
+        raise ValueError(f"must be host:port with a port up to {PORT_MAX}, not {value!r}")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+"""host:port."""
+
+Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
+"""Several of host:port, at least one: `a:1,b:1` in flags and environment, an array in a file."""
 
 
 def load(
@@ -156,7 +169,7 @@ def _problem(settings_class: type[ProcessSettings], details: ErrorDetails) -> st
     if details["type"] == "missing":
         variable = f"{_env_prefix(settings_class)}{name.upper()}"
         return f"setting is missing: {_flag(name)}, {variable} or {name} in the file"
-    sentence = details["msg"]
+    sentence = details["msg"].removeprefix("Value error, ")
     return f"setting is wrong: {name}: {sentence[:1].lower()}{sentence[1:]}"
 
 

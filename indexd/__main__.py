@@ -3,8 +3,8 @@
 import asyncio
 import sys
 
-from facegrid.errors import FacegridError
-from facegrid.settings import load
+from facegrid.errors import FacegridError, InvalidError
+from facegrid.settings import EXIT_INVALID, load
 from facegrid.telemetry.log import configure
 from indexd.server import serve
 from indexd.settings import IndexdSettings
@@ -23,6 +23,9 @@ def main() -> None:
     configure("indexd", fmt=settings.log_format, level=settings.log_level)
     try:
         asyncio.run(serve(settings))
+    except InvalidError as error:
+        sys.stderr.write(f"{PROGRAM}: {error.message}\n")
+        sys.exit(EXIT_INVALID)
     except FacegridError as error:
         sys.exit(f"{PROGRAM}: {error.message}")
     except BaseExceptionGroup as several:

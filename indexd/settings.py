@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from facegrid.coord.settings import EtcdSettings
+from facegrid.settings import Address
 
 
 class IndexdSettings(EtcdSettings):
@@ -17,7 +18,7 @@ class IndexdSettings(EtcdSettings):
         pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
         description="name of this node; keep it across restarts, since the map names it",
     )
-    listen: str = Field("127.0.0.1:7500", description="host:port to serve at")
+    listen: Address = Field("127.0.0.1:7500", description="host:port to serve at")
     advertise: str = Field("", description="host:port that others reach it at; empty: as listen")
     store: str = Field(
         description="object store shared by all nodes: dir:PATH or s3://BUCKET/PREFIX?endpoint=URL"

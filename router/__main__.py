@@ -6,8 +6,8 @@ import signal
 import sys
 
 from facegrid.clock import SystemClock
-from facegrid.errors import FacegridError
-from facegrid.settings import effective, load
+from facegrid.errors import FacegridError, InvalidError
+from facegrid.settings import EXIT_INVALID, effective, load
 from facegrid.telemetry.log import configure, get_logger
 from router.server import RouterServer
 from router.settings import RouterSettings
@@ -29,7 +29,7 @@ def main() -> int:
         asyncio.run(_run(settings))
     except FacegridError as error:
         sys.stderr.write(f"{PROG}: {error.message}\n")
-        return 1
+        return EXIT_INVALID if isinstance(error, InvalidError) else 1
     return 0
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from facegrid.coord.settings import EtcdSettings
+from facegrid.settings import Address
 from router.dispatch.coalesce import CoalesceLimits
 
 DEFAULTS: Final = CoalesceLimits()
@@ -17,7 +18,9 @@ class RouterSettings(EtcdSettings):
 
     model_config = SettingsConfigDict(env_prefix="FACEGRID_ROUTER_")
 
-    listen: str = Field("127.0.0.1:7400", description="host:port to serve at; port 0: any free")
+    listen: Address = Field(
+        "127.0.0.1:7400", description="host:port to serve at; port 0: any free"
+    )
     etcd_timeout_s: float = Field(10.0, gt=0, description="seconds to wait for etcd at the start")
     state_dir: Path | None = Field(
         None,

@@ -3,17 +3,16 @@
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from typing import Final, Self
 
-from facegrid import ids, limits, wire
+from facegrid import limits, wire
 from facegrid.api.v1 import (
     enrolment_service_pb2,
     gallery_service_pb2,
     identification_service_pb2,
-    types_pb2,
 )
 from facegrid.api.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
 from facegrid.api.v1.gallery_service_pb2_grpc import GalleryServiceStub
 from facegrid.api.v1.identification_service_pb2_grpc import IdentificationServiceStub
-from facegrid.client import checks
+from facegrid.client import arguments, checks
 from facegrid.client.ambient import Ambient
 from facegrid.client.caller import Caller
 from facegrid.client.stream import EnrolSession
@@ -47,14 +46,12 @@ class AsyncClient:
         tls: TlsFiles | None = None,
         ambient: Ambient | None = None,
     ) -> None:
-        if not 0 < timeout_s <= limits.DEADLINE_S_MAX:
-            raise InvalidError(
-                f"timeout_s must be above 0 to {limits.DEADLINE_S_MAX} timeout_s={timeout_s}",
-                reason="OUT_OF_BOUNDS",
-                field="timeout_s",
-            )
-        self._timeout_s = timeout_s
-        self._caller = Caller(target, tls=tls, ambient=ambient or Ambient())
+        self._timeout_s = arguments.checked_timeout(timeout_s)
+        self._caller = Caller(
+            arguments.checked_targets(target),
+            tls=arguments.checked_tls(tls),
+            ambient=ambient or Ambient(),
+        )
 
     async def create_gallery(
         self,
@@ -81,12 +78,12 @@ class AsyncClient:
             ConflictError: the name is taken with other settings.
         """
         request = gallery_service_pb2.CreateGalleryRequest(
-            name=ids.check_gallery_name(name),
-            dim=checks.check_count(dim, field="dim"),
-            extractor=extractor,
-            shards_count=checks.check_count(shards, field="shards"),
-            replicas_count=checks.check_count(replicas, field="replicas"),
-            train_at_templates_count=train_at,
+            name=arguments.checked_name(name),
+            dim=arguments.checked_count(dim, field="dim"),
+            extractor=arguments.checked_extractor(extractor),
+            shards_count=arguments.checked_count(shards, field="shards"),
+            replicas_count=arguments.checked_count(replicas, field="replicas"),
+            train_at_templates_count=arguments.checked_train_at(train_at),
         )
         response = await self._caller.call(
             lambda channel: GalleryServiceStub(channel).CreateGallery,
@@ -99,7 +96,7 @@ class AsyncClient:
         """Return a gallery with its present number of templates."""
         response = await self._caller.call(
             lambda channel: GalleryServiceStub(channel).GetGallery,
-            gallery_service_pb2.GetGalleryRequest(name=ids.check_gallery_name(name)),
+            gallery_service_pb2.GetGalleryRequest(name=arguments.checked_name(name)),
             timeout_s=self._timeout_s,
         )
         return wire.from_wire_gallery(response.gallery)
@@ -122,7 +119,7 @@ class AsyncClient:
         """
         await self._caller.call(
             lambda channel: GalleryServiceStub(channel).DropGallery,
-            gallery_service_pb2.DropGalleryRequest(name=ids.check_gallery_name(name)),
+            gallery_service_pb2.DropGalleryRequest(name=arguments.checked_name(name)),
             timeout_s=self._timeout_s,
         )
 
@@ -130,8 +127,8 @@ class AsyncClient:
         """Train the gallery's index and return once every shard searches with it."""
         response = await self._caller.call(
             lambda channel: GalleryServiceStub(channel).TrainGallery,
-            gallery_service_pb2.TrainGalleryRequest(name=ids.check_gallery_name(name)),
-            timeout_s=timeout_s,
+            gallery_service_pb2.TrainGalleryRequest(name=arguments.checked_name(name)),
+            timeout_s=arguments.checked_timeout(timeout_s),
         )
         return wire.from_wire_gallery(response.gallery)
 
@@ -168,7 +165,7 @@ class AsyncClient:
                 limit=limits.ENROL_ROWS_MAX,
             )
         request = enrolment_service_pb2.EnrolRequest(
-            gallery=ids.check_gallery_name(gallery),
+            gallery=arguments.checked_name(gallery),
             request_id=self._request_id(request_id),
             template_ids=rows.template_ids,
             subject_ids=rows.subject_ids,
@@ -201,6 +198,7 @@ class AsyncClient:
             InvalidError: a row was refused; facts name the batch (0-based) and the row in it.
                 Batches before it stay enrolled.
         """
+        arguments.check_callable(on_ack, field="on_ack")
         session = self.open_session(gallery)
         told = 0
         try:
@@ -218,7 +216,7 @@ class AsyncClient:
 
     def open_session(self, gallery: str) -> EnrolSession:
         """Return what `enrol_stream` drives, for those who push batches instead."""
-        name = ids.check_gallery_name(gallery)
+        name = arguments.checked_name(gallery)
         return EnrolSession(self._caller, name, timeout_s=self._timeout_s)
 
     async def get_template(
@@ -237,10 +235,10 @@ class AsyncClient:
         response = await self._caller.call(
             lambda channel: EnrolmentServiceStub(channel).GetTemplate,
             enrolment_service_pb2.GetTemplateRequest(
-                gallery=ids.check_gallery_name(gallery),
+                gallery=arguments.checked_name(gallery),
                 template_id=checks.checked_ids([template_id], field="template_id")[0],
                 subject_id=_optional_id(subject_id),
-                after=_after(after),
+                after=arguments.checked_after(after),
             ),
             timeout_s=self._timeout_s,
         )
@@ -260,7 +258,7 @@ class AsyncClient:
         Once it returns no answer contains them. Erasing what is not there counts nothing.
         """
         request = enrolment_service_pb2.EraseRequest(
-            gallery=ids.check_gallery_name(gallery),
+            gallery=arguments.checked_name(gallery),
             request_id=self._request_id(request_id),
             template_ids=checks.checked_ids(template_ids, field="template_ids"),
             subject_ids=checks.checked_ids(subject_ids, field="subject_ids"),
@@ -295,16 +293,15 @@ class AsyncClient:
             InvalidError: a probe is malformed; `row` says which.
             UnavailableError: too little of the gallery could be searched (COVERAGE_TOO_LOW).
         """
-        checks.check_identify(k, threshold, coverage_min)
         response = await self._caller.call(
             lambda channel: IdentificationServiceStub(channel).Identify,
             identification_service_pb2.IdentifyRequest(
-                gallery=ids.check_gallery_name(gallery),
+                gallery=arguments.checked_name(gallery),
                 probes=wire.to_wire_vectors(checks.checked_probes(probes)),
-                k=k,
-                threshold=threshold,
-                coverage_min=coverage_min,
-                after=_after(after),
+                k=arguments.checked_k(k),
+                threshold=arguments.checked_threshold(threshold),
+                coverage_min=arguments.checked_coverage_min(coverage_min),
+                after=arguments.checked_after(after),
             ),
             timeout_s=self._timeout_s,
         )
@@ -318,10 +315,10 @@ class AsyncClient:
         response = await self._caller.call(
             lambda channel: IdentificationServiceStub(channel).Verify,
             identification_service_pb2.VerifyRequest(
-                gallery=ids.check_gallery_name(gallery),
+                gallery=arguments.checked_name(gallery),
                 subject_id=checks.checked_ids([subject_id], field="subject_id")[0],
                 probe=wire.to_wire_vectors(checks.checked_probe(probe)),
-                after=_after(after),
+                after=arguments.checked_after(after),
             ),
             timeout_s=self._timeout_s,
         )
@@ -338,19 +335,15 @@ class AsyncClient:
         await self.aclose()
 
     def _request_id(self, given: str | None) -> str:
-        request_id = self._caller.ambient.new_request_id() if given is None else given
-        ids.check_request_id(request_id)
-        return request_id
+        if given is None:
+            return self._caller.ambient.new_request_id()
+        return arguments.checked_request_id(given)
 
 
 def _optional_id(subject_id: str | None) -> str:
     if subject_id is None:
         return ""
     return checks.checked_ids([subject_id], field="subject_id")[0]
-
-
-def _after(token: Token | None) -> types_pb2.Token | None:
-    return None if token is None else wire.to_wire_token(token)
 
 
 async def _each(
@@ -360,5 +353,5 @@ async def _each(
         async for batch in batches:
             yield batch
     else:
-        for batch in batches:
+        for batch in checks.checked_batches(batches):
             yield batch

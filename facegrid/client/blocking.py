@@ -10,7 +10,9 @@ from typing import Any, Final, Self, TypeVar
 
 from facegrid.client.aio import TRAIN_S, AsyncClient
 from facegrid.client.ambient import Ambient
+from facegrid.client.arguments import check_callable
 from facegrid.client.caller import closed_error
+from facegrid.client.checks import checked_batches
 from facegrid.client.values import EnrolBatch, Erasure, Matrix, Template
 from facegrid.errors import InvalidError
 from facegrid.model import Candidate, CandidateList, Gallery, Token
@@ -113,10 +115,11 @@ class Client:
 
         `batches` is read, and `on_ack` called, in the calling thread.
         """
+        check_callable(on_ack, field="on_ack")
         session = self._aio.open_session(gallery)
         told = 0
         try:
-            for batch in batches:
+            for batch in checked_batches(batches):
                 acked = self._run(session.send(batch))
                 if on_ack is not None and acked > told:
                     on_ack(acked)

@@ -1,7 +1,7 @@
 """Calls that are made again, at another target, until they succeed or their time is over."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -12,7 +12,6 @@ from facegrid.errors import (
     DeadlineError,
     FacegridError,
     FencedError,
-    InvalidError,
     OverloadedError,
     UnavailableError,
 )
@@ -50,11 +49,9 @@ class Caller:
     """Holds the channels to the targets and knows which one answered last."""
 
     def __init__(
-        self, target: str | Sequence[str], *, tls: TlsFiles | None, ambient: Ambient
+        self, targets: tuple[str, ...], *, tls: TlsFiles | None, ambient: Ambient
     ) -> None:
-        self._targets = (target,) if isinstance(target, str) else tuple(target)
-        if not self._targets or not all(self._targets):
-            raise InvalidError("no target given", reason="TARGET_MALFORMED", field="target")
+        self._targets = targets
         self._present = 0
         self._pool = ChannelPool(tls)
         self._closed = False

@@ -1,12 +1,18 @@
-"""What the client refuses before anything is sent, with the same reasons as the service."""
+"""What the client refuses before anything is sent, with the same reasons as the service.
 
-from collections.abc import Sequence
+Values of another type than the signatures say are refused here too, so that callers meet nothing
+but FacegridError. That is why `object` is taken where a type is known.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from facegrid import ids, limits, vectors
+from facegrid.client.arguments import is_text, kind, listed
+from facegrid.client.values import EnrolBatch
 from facegrid.errors import InvalidError
 from facegrid.wire import FloatArray
 
@@ -55,27 +61,31 @@ def checked_rows(
     return rows
 
 
-def checked_ids(values: Sequence[str], *, field: str) -> list[str]:
+def checked_ids(values: object, *, field: str) -> list[str]:
     """Return ids as a list of str.
 
     Raises:
-        InvalidError: one is no str, or malformed (ID_MALFORMED, row).
+        InvalidError: there is no sequence, or one is no str, or malformed (ID_MALFORMED, row).
     """
-    if isinstance(values, str):
+    several = listed(values)
+    if several is None:
         raise InvalidError(
-            f"{field} must be a sequence of ids, not one str", reason="ID_MALFORMED", field=field
+            f"{field} must be a sequence of ids, not one {kind(values)}",
+            reason="ID_MALFORMED",
+            field=field,
         )
-    listed = list(values)
-    for row, value in enumerate(listed):
-        if not isinstance(value, str):
+    texts: list[str] = []
+    for row, value in enumerate(several):
+        if not is_text(value):
             raise InvalidError(
-                f"{field} must be str row={row} type={type(value).__name__}",
+                f"{field} must be str row={row} type={kind(value)}",
                 reason="ID_MALFORMED",
                 row=row,
                 field=field,
             )
-    ids.check_ids(listed, field=field)
-    return listed
+        texts.append(value)
+    ids.check_ids(texts, field=field)
+    return texts
 
 
 def checked_matrix(x: npt.ArrayLike, *, field: str) -> FloatArray:
@@ -87,7 +97,7 @@ def checked_matrix(x: npt.ArrayLike, *, field: str) -> FloatArray:
         InvalidError: DTYPE_UNKNOWN, SHAPE, OUT_OF_BOUNDS (no rows), and for a row
             VECTOR_NOT_FINITE or VECTOR_NORM.
     """
-    matrix = np.asarray(x)
+    matrix = _array(x, field)
     if matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
         raise InvalidError(
             f"{field} must be float16, float32 or float64 dtype={matrix.dtype}",
@@ -114,7 +124,7 @@ def checked_probes(x: npt.ArrayLike, *, field: str = "probes") -> FloatArray:
     Raises:
         InvalidError: also for more than limits.PROBES_MAX rows (OUT_OF_BOUNDS).
     """
-    probes = np.asarray(x)
+    probes = _array(x, field)
     matrix = checked_matrix(probes[None, :] if probes.ndim == 1 else probes, field=field)
     if len(matrix) > limits.PROBES_MAX:
         raise InvalidError(
@@ -140,32 +150,49 @@ def checked_probe(x: npt.ArrayLike) -> FloatArray:
     return matrix
 
 
-def check_identify(k: int, threshold: float | None, coverage_min: float | None) -> None:
-    """Raise InvalidError (OUT_OF_BOUNDS) for a k, threshold or coverage that cannot be."""
-    if not 1 <= k <= limits.K_MAX:
-        raise _out_of_bounds("k", f"1 to {limits.K_MAX}", k)
-    if threshold is not None and not -1 <= threshold <= 1:
-        raise _out_of_bounds("threshold", "-1 to 1", threshold)
-    if coverage_min is not None and not 0 < coverage_min <= 1:
-        raise _out_of_bounds("coverage_min", "above 0 to 1", coverage_min)
-
-
 def check_erase(template_ids: Sequence[str], subject_ids: Sequence[str]) -> None:
     """Raise InvalidError for no ids at all, or for too many (OUT_OF_BOUNDS)."""
     count = len(template_ids) + len(subject_ids)
     if not 1 <= count <= limits.ERASE_IDS_MAX:
-        raise _out_of_bounds("ids", f"1 to {limits.ERASE_IDS_MAX}", count)
+        raise InvalidError(
+            f"ids must be 1 to {limits.ERASE_IDS_MAX} ids={count}",
+            reason="OUT_OF_BOUNDS",
+            field="ids",
+        )
 
 
-def check_count(value: int, *, field: str) -> int:
-    """Return a count that fits the wire; the service knows the tighter bound.
+def check_batch(batch: object) -> None:
+    """Raise InvalidError (BATCH_MALFORMED) for what is no EnrolBatch."""
+    if not isinstance(batch, EnrolBatch):
+        raise InvalidError(
+            f"batches must be EnrolBatch type={kind(batch)}",
+            reason="BATCH_MALFORMED",
+            field="batches",
+        )
+
+
+def checked_batches(batches: object) -> Iterable[EnrolBatch]:
+    """Return what can be read in a plain loop; each batch is checked when it is sent.
 
     Raises:
-        InvalidError: it is negative or absurd (OUT_OF_BOUNDS).
+        InvalidError: it cannot be read so (BATCH_MALFORMED).
     """
-    if not 0 <= value < 2**31:
-        raise _out_of_bounds(field, "0 to 2147483647", value)
-    return value
+    if not isinstance(batches, Iterable):
+        raise InvalidError(
+            f"batches must be an iterable of EnrolBatch type={kind(batches)}",
+            reason="BATCH_MALFORMED",
+            field="batches",
+        )
+    return batches
+
+
+def _array(x: npt.ArrayLike, field: str) -> npt.NDArray[np.generic]:
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of several lengths, for instance
+        raise InvalidError(
+            f"{field} cannot be read as an array: {error}", reason="SHAPE", field=field
+        ) from None
 
 
 def _check_rows(x: vectors.Float32, field: str) -> None:
@@ -174,9 +201,3 @@ def _check_rows(x: vectors.Float32, field: str) -> None:
     except InvalidError as error:
         error.facts["field"] = field
         raise
-
-
-def _out_of_bounds(field: str, bounds: str, value: float) -> InvalidError:
-    return InvalidError(
-        f"{field} must be {bounds} {field}={value}", reason="OUT_OF_BOUNDS", field=field
-    )

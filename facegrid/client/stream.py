@@ -21,11 +21,11 @@ import grpc.aio
 from facegrid import wire
 from facegrid.api.v1.enrolment_service_pb2 import EnrolRequest, EnrolResponse
 from facegrid.api.v1.enrolment_service_pb2_grpc import EnrolmentServiceStub
+from facegrid.client.arguments import checked_request_id
 from facegrid.client.caller import Caller, may_succeed_later
-from facegrid.client.checks import Rows, checked_rows
+from facegrid.client.checks import Rows, check_batch, checked_rows
 from facegrid.client.values import EnrolBatch
 from facegrid.errors import DeadlineError, FacegridError, InvalidError, UnavailableError
-from facegrid.ids import check_request_id
 from facegrid.model import Token
 from facegrid.rpc.status import from_grpc
 
@@ -112,6 +112,7 @@ class EnrolSession:
         number = self._batches_count
         self._batches_count += 1
         try:
+            check_batch(batch)
             rows = checked_rows(batch.template_ids, batch.subject_ids, batch.vectors)
             firsts = range(0, len(rows), REQUEST_ROWS_MAX)
             return [
@@ -131,9 +132,8 @@ class EnrolSession:
     def _request_id(self, batch: EnrolBatch, part: int, parts_count: int) -> str:
         if batch.request_id is None:
             return self._caller.ambient.new_request_id()
-        request_id = batch.request_id if parts_count == 1 else f"{batch.request_id}/{part}"
-        check_request_id(request_id)
-        return request_id
+        request_id = checked_request_id(batch.request_id)
+        return request_id if parts_count == 1 else checked_request_id(f"{request_id}/{part}")
 
     def _request(self, rows: Rows, request_id: str) -> EnrolRequest:
         return EnrolRequest(

@@ -8,13 +8,13 @@ from pydantic import Field, model_validator
 from facegrid.clock import Clock
 from facegrid.coord.etcd import EtcdCoordinator
 from facegrid.rpc.channel import TlsFiles
-from facegrid.settings import CommaSeparated, ProcessSettings
+from facegrid.settings import Addresses, ProcessSettings
 
 
 class EtcdSettings(ProcessSettings):
     """Settings that all processes with an etcd share."""
 
-    etcd: CommaSeparated = Field(description="host:port of every etcd member")
+    etcd: Addresses = Field(description="host:port of every etcd member")
     etcd_prefix: str = Field("facegrid/", description="what all keys of this cluster begin with")
     etcd_ca: Path | None = Field(None, description="PEM file: who signs etcd's certificates")
     etcd_cert: Path | None = Field(None, description="PEM file: this process's certificate")

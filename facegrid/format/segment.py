@@ -53,6 +53,7 @@ class Segment(ArrayValue):
         lists: int32 [n], the IVF list of each row; None without a codebook.
         pq_codes: uint8 [n, b], the PQ code of each row; None without a codebook.
         generation: of the primary that wrote it; makes its hash unique to that generation.
+        position: how far the log had come; makes its hash unique within the generation.
     """
 
     shard_id: ShardId
@@ -65,6 +66,7 @@ class Segment(ArrayValue):
     lists: Int32 | None = None
     pq_codes: UInt8 | None = None
     generation: int = 0
+    position: int = 0
 
 
 def segment_prefix(shard_id: str) -> str:
@@ -97,6 +99,7 @@ def encode_segment(segment: Segment) -> bytes:
         codebook=segment.codebook,
         pq_code_bytes=0 if segment.pq_codes is None else segment.pq_codes.shape[1],
         generation=segment.generation,
+        position=segment.position,
     )
     ids = storage_pb2.SegmentIds(
         template_ids=segment.template_ids, subject_ids=segment.subject_ids
@@ -144,6 +147,7 @@ def decode_segment(data: Buffer) -> Segment:
         lists=lists,
         pq_codes=pq_codes,
         generation=header.generation,
+        position=header.position,
     )
     problem = segment_problem(segment)
     require(not problem, _WHAT, problem)
@@ -158,8 +162,8 @@ def segment_problem(segment: Segment) -> str:
     """
     rows = len(segment.template_ids)
     subjects = len(segment.subject_ids)
-    if not segment.shard_id or segment.generation < 0:
-        return "no shard id, or a negative generation"
+    if not segment.shard_id or segment.generation < 0 or segment.position < 0:
+        return "no shard id, or a negative generation or position"
     if segment.codes.shape != (rows, segment.dim) or segment.subject_rows.shape != (rows,):
         return "shapes of arrays disagree with the number of rows"
     if len(set(segment.subject_ids)) != subjects:

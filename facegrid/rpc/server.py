@@ -1,5 +1,8 @@
 """The server of every process: one way to listen, to drain and to stop."""
 
+import asyncio
+import errno
+import socket
 from collections.abc import Iterable
 from typing import Final
 
@@ -76,8 +79,9 @@ class RpcServer:
                 [*self._names, reflection.SERVICE_NAME], self.server
             )
         try:
+            await _check_free(listen)
             port = self.server.add_insecure_port(listen)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise UnavailableError(
                 f"cannot listen: the address is taken or not of this machine address={listen}",
                 reason="LISTEN_FAILED",
@@ -95,3 +99,25 @@ class RpcServer:
         self._health.drain()
         self._health.close()
         await self.server.stop(grace_s)
+
+
+async def _check_free(listen: str) -> None:
+    """Raise OSError unless every address that the name stands for can be had.
+
+    gRPC is content with one of them: where `localhost` is two addresses and another process has
+    one, it would serve half of the callers and leave the rest to that process.
+    """
+    host, _, port = listen.rpartition(":")
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind(address)
+                trial.listen(1)
+            except OSError as error:
+                # A name may stand for an address of a family that this machine has turned off.
+                if error.errno != errno.EADDRNOTAVAIL or len(found) == 1:
+                    raise

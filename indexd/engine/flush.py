@@ -243,6 +243,7 @@ def _segment(captured: Capture, rows: Int64, coded: CodedRows | None) -> Segment
         lists=None if coded is None else coded.rows.lists,
         pq_codes=None if coded is None else coded.rows.codes,
         generation=captured.generation,
+        position=captured.position,
     )
 
 

@@ -89,7 +89,7 @@ class Committer:
             raise OverloadedError(
                 f"too many writes wait for the log limit={limits.WRITE_QUEUE_BYTES_MAX}",
                 reason="WRITE_QUEUE_FULL",
-                limit="WRITE_QUEUE_BYTES_MAX",
+                limit=limits.WRITE_QUEUE_BYTES_MAX,
             )
         ticket = WriteTicket(request, asyncio.get_running_loop().create_future())
         writer.waiting.append(ticket)

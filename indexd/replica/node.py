@@ -46,6 +46,8 @@ class Node:
     ) -> None:
         self.copies: dict[ShardId, ShardCopy] = {}
         self._leaving: dict[ShardId, ShardCopy] = {}
+        self._dropped: set[ShardId] = set()
+        """Deleted here, though the map of this node may not tell yet; never to be opened again."""
         self.view = view
         self._ports = ports
         self._committer = committer
@@ -165,8 +167,10 @@ class Node:
     def _reconcile(self) -> None:
         """Start whatever makes this node hold what the maps say."""
         wanted = self.view.holdings(self._ports.claimant.node_id)
+        # What the map has given up once never comes back: shard ids are used once.
+        self._dropped &= wanted.keys()
         for shard_id, holding in wanted.items():
-            if shard_id not in self.copies:
+            if shard_id not in self.copies and shard_id not in self._dropped:
                 self.copies[shard_id] = copy = self._new_copy(holding)
                 self._start(f"open {shard_id}", self._open(copy, holding))
         dropped = {record.shard_id: record for record in self.view.dropped(self._me)}
@@ -314,6 +318,7 @@ class Node:
         store, shard_id = self._ports.store, record.shard_id
         # The map and this record come by watches of their own, in either order: a copy may be
         # writing its last segment, which must not appear behind the deletion.
+        self._dropped.add(shard_id)
         copy = self.copies.pop(shard_id, None) or self._leaving.get(shard_id)
         if copy is not None:
             await copy.abandon()

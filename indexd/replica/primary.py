@@ -78,11 +78,13 @@ class Primary(ShardCopy):
             gallery=self.gallery.name,
             map_revision=map_revision,
         )
+        # From now on the node notices a newer claim, also while this loads.
+        self._fence = fence
         fence = await settle(
             self.ports.coord, self.ports.store, shard_id, fence=fence, log=self.log
         )
-        await self.load(fence.manifest, fence.tip, codebook)
         self._fence = fence
+        await self._load_claimed(fence, codebook)
         self._manifest_revision = fence.manifest_revision
         self._writer = ShardWriter.of(self.state, fence)
         self._committer.add(self._writer)
@@ -98,6 +100,20 @@ class Primary(ShardCopy):
             segments=len(self.persisted.segments),
             duration_s=round(self.ports.clock.now_s() - started_s, 3),
         )
+
+    async def _load_claimed(self, fence: Fence, codebook: NamedCodebook | None) -> None:
+        """Load what the claim found, unless the shard is lost or let go meanwhile."""
+        try:
+            await self.load(fence.manifest, fence.tip, codebook)
+        except CorruptError:
+            # Is it damaged, or has a newer primary flushed and deleted what was to be read here?
+            await self._check_generation()
+            raise
+        if self.phase is not Phase.OPENING:
+            shard_id = self.assignment.shard_id
+            raise FencedError(
+                f"the shard was let go while it was loaded shard={shard_id}", shard=shard_id
+            )
 
     async def keep_record(self, stored: StoredGallery) -> None:
         """Keep the gallery's records in the store. The copy of the first keys also tidies up."""
@@ -197,20 +213,28 @@ class Primary(ShardCopy):
                 raise
             self._manifest_revision = item.mod_revision
             return
-        if not result.succeeded:
-            raise FencedError(
-                f"manifest refused: another process has the shard shard={shard_id}",
+        if result.succeeded:
+            self._manifest_revision = result.revision
+            return
+        await self._check_generation()
+        # Still the primary: an earlier attempt that was given up for lost was carried out late.
+        item = await self.ports.coord.get(keys.manifest(shard_id))
+        self._manifest_revision = 0 if item is None else item.mod_revision
+        if item is None or item.value != value:
+            raise UnavailableError(
+                f"an earlier manifest was committed late; flush again shard={shard_id}",
+                reason="MANIFEST_MOVED",
                 shard=shard_id,
             )
-        self._manifest_revision = result.revision
 
     async def _trim(self, position: int, manifest_name: str) -> None:
         """Delete what the manifest covers or does not name.
 
         First everything is listed, then the generation is checked, then deleted. So all that is
         deleted was there while this process was still the primary, and nobody makes it again:
-        names carry a uuid or the hash of a content that states its generation. However long the
-        process stands still between two deletions, it cannot hit what a successor needs.
+        names carry a uuid or the hash of a content that states generation and position. However
+        long the process stands still between two deletions, and however late a deletion is carried
+        out, it cannot hit what is needed since.
         """
         store, shard_id = self.ports.store, self.assignment.shard_id
         kept = {segment_name(shard_id, segment.sha256) for segment in self.persisted.segments}
@@ -269,6 +293,9 @@ class Primary(ShardCopy):
         if self._writer is not None:
             await self._committer.idle(self._writer, CLOSE_WAIT_S)
             self._committer.remove(self._writer)
+            # What is on its way now may yet be committed: it belongs into the flush, and it must
+            # not reach the store behind the deletion of a dropped shard.
+            await self._committer.quiet()
             if self.phase is Phase.SERVING:
                 await self.flush()
         self.phase = Phase.CLOSED

@@ -6,7 +6,6 @@ from facegrid.api.shard.v1 import shard_service_pb2 as pb
 from facegrid.api.shard.v1.shard_service_pb2_grpc import ShardServiceStub
 from facegrid.clock import Clock
 from facegrid.errors import FacegridError
-from facegrid.ids import NodeId
 from facegrid.model import ShardAssignment
 from facegrid.rpc.call import call
 from facegrid.rpc.pool import ChannelPool
@@ -30,13 +29,15 @@ class Spread:
         since_s = self._clock.now_s()
         async with asyncio.TaskGroup() as tasks:
             for node_id in assignment.node_ids[1:]:
-                tasks.create_task(self._wait_for(node_id, assignment, position, since_s))
+                # A node that was started anew may have an old process that still stands around.
+                addresses: list[str | None] = [*self._view.addresses(node_id)]
+                for address in addresses or [None]:
+                    tasks.create_task(self._wait_for(address, assignment, position, since_s))
 
     async def _wait_for(
-        self, node_id: NodeId, assignment: ShardAssignment, position: int, since_s: float
+        self, address: str | None, assignment: ShardAssignment, position: int, since_s: float
     ) -> None:
-        """Ask one follower; if it does not answer, wait until it may no longer serve."""
-        address = self._view.address(node_id)
+        """Ask one process; if it does not answer, wait until it may no longer serve."""
         until_s = since_s + STALENESS_S + MARGIN_S
         if address is not None:
             stub = ShardServiceStub(self._pool.get(address))

@@ -71,7 +71,7 @@ class Trainer:
                     f" need={limits.TRAIN_ROWS_MIN}",
                     reason="TOO_FEW_TEMPLATES",
                     gallery=name,
-                    limit="TRAIN_ROWS_MIN",
+                    limit=limits.TRAIN_ROWS_MIN,
                 )
             loop = asyncio.get_running_loop()
             codebook = await loop.run_in_executor(

@@ -106,13 +106,20 @@ class View:
 
     def address(self, node_id: NodeId) -> str | None:
         """Return where a node can be reached, if it is registered."""
-        # A node that was killed and started again is listed twice until the old lease ends.
+        found = self.addresses(node_id)
+        return found[-1] if found else None
+
+    def addresses(self, node_id: NodeId) -> list[str]:
+        """Return where the processes of a node can be reached, the latest registered last.
+
+        A node that was killed and started again is listed twice until the old lease ends.
+        """
         found = [
             (seen.mod_revision, seen.value.address)
             for seen in self.seen[keys.NODES].values()
             if isinstance(seen.value, NodeInfo) and seen.value.node_id == node_id
         ]
-        return max(found)[1] if found else None
+        return list(dict.fromkeys(address for _, address in sorted(found)))
 
     def dropped(self, node_id: NodeId) -> list[Dropped]:
         """Return the dropped shards whose objects this node deletes."""

@@ -28,7 +28,7 @@ def enrol_request(request: pb.AppendRequest, dim: int) -> EnrolRequest:
             reason="ROWS_MISMATCH",
             field="rows",
         )
-    check_count(len(codes), limits.ENROL_ROWS_MAX, "ENROL_ROWS_MAX")
+    check_count(len(codes), limits.ENROL_ROWS_MAX, "rows")
     check_ids(template_ids, field="template_ids")
     check_ids(subject_ids, field="subject_ids")
     vectors.check_codes(codes)
@@ -43,7 +43,7 @@ def erase_request(request: pb.EraseRequest) -> EraseRequest:
     """
     check_request_id(request.request_id)
     template_ids, subject_ids = list(request.template_ids), list(request.subject_ids)
-    check_count(len(template_ids) + len(subject_ids), limits.ERASE_IDS_MAX, "ERASE_IDS_MAX")
+    check_count(len(template_ids) + len(subject_ids), limits.ERASE_IDS_MAX, "ids")
     check_ids(template_ids, field="template_ids")
     check_ids(subject_ids, field="subject_ids")
     return EraseRequest(request.request_id, template_ids, subject_ids)
@@ -57,7 +57,7 @@ def probes(message: "pb.SearchRequest | pb.CompareRequest", dim: int) -> Probes:
     """
     data = message.probes if isinstance(message, pb.SearchRequest) else message.probe
     x = from_wire_vectors(data, dim=dim, field="probes")
-    check_count(len(x), limits.PROBES_MAX, "PROBES_MAX")
+    check_count(len(x), limits.PROBES_MAX, "probes")
     return vectors.prepare_probes(x)
 
 
@@ -87,14 +87,15 @@ def check_k(k: int) -> None:
 
 def check_candidates(probes_count: int, k: int) -> None:
     """Raise InvalidError where the longest possible answer would be too long."""
-    check_count(probes_count * k, limits.CANDIDATES_MAX, "CANDIDATES_MAX")
+    check_count(probes_count * k, limits.CANDIDATES_MAX, "candidates")
 
 
 def check_count(count: int, limit: int, name: str) -> None:
     """Raise InvalidError unless there is at least one row and not more than the limit."""
     if not 1 <= count <= limit:
         raise InvalidError(
-            f"number of rows must be 1 to {limit} rows={count}",
+            f"number of {name} must be 1 to {limit} {name}={count}",
             reason="ROWS_OUT_OF_RANGE",
-            limit=name,
+            limit=limit,
+            field=name,
         )

@@ -170,7 +170,7 @@ class ShardService(ShardServiceServicer):
         deadline_s = call_context(context, self._ports.clock).deadline_s
         await copy.reach(request.position_min, deadline_s)
         probe = checks.probes(request, copy.gallery.dim)
-        checks.check_count(len(probe), 1, "one probe")
+        checks.check_count(len(probe), 1, "probes")
         state = copy.state
         rows = state.live_rows(request.subject_id)
         if not rows:

@@ -86,6 +86,8 @@ def segments(draw: st.DrawFn) -> segment.Segment:
         subject_ids,
         rng.integers(0, len(subject_ids), rows, np.int32),
         int8_rows(rows, dim, seed),
+        generation=draw(st.integers(0, 9)),
+        position=draw(st.integers(0, 9)),
     )
     if draw(st.booleans()):
         return plain

@@ -1,6 +1,7 @@
 """A real loopback server behind the boundary interceptor, asked over a real channel."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -322,3 +323,17 @@ async def test_a_pool_opens_one_channel_per_address_and_refuses_after_closing() 
     await pool.aclose()
     with pytest.raises(UnavailableError, match="closed"):
         pool.get("127.0.0.1:1")
+
+
+async def test_a_name_of_which_another_process_has_an_address_is_refused() -> None:
+    """Else gRPC takes the other address of the name, and half of the callers go elsewhere."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = RpcServer(SystemClock(), structlog.get_logger().bind(), dev=False)
+        with pytest.raises(UnavailableError) as refused:
+            await server.start(f"localhost:{port}")
+        await server.stop(0)
+
+    assert refused.value.reason == "LISTEN_FAILED"

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict
 
-from facegrid.settings import CommaSeparated, ProcessSettings, effective, load
+from facegrid.settings import Addresses, ProcessSettings, effective, load
 
 
 class ExampleSettings(ProcessSettings):
@@ -16,7 +16,7 @@ class ExampleSettings(ProcessSettings):
     model_config = SettingsConfigDict(env_prefix="FACEGRID_EXAMPLE_")
 
     node_id: str = Field(description="name of this node")
-    etcd: CommaSeparated = Field(("127.0.0.1:2379",), description="etcd members")
+    etcd: Addresses = Field(("127.0.0.1:2379",), description="etcd members")
     search_threads: int = Field(2, ge=1, description="threads that search, 100% busy")
     dev: bool = Field(default=False, description="reflection on")
     log_format: Literal["json", "console"] = "json"
@@ -136,3 +136,12 @@ def test_secrets_are_masked_and_settings_do_not_change() -> None:
     assert effective(settings)["password"] == "**********"
     with pytest.raises(ValidationError):
         settings.node_id = "n2"
+
+
+@pytest.mark.parametrize("address", ["nonsense", ":7400", "host:", "host:99999", "host:-1", ""])
+def test_an_address_without_host_or_possible_port_stops_the_start(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = stopped(capsys, "--node-id=n1", f"--etcd=a:1,{address}")
+
+    assert said.startswith("example: setting is wrong: etcd: must be host:port")

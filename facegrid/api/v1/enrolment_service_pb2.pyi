@@ -162,7 +162,7 @@ class GetTemplateRequest(_message.Message):
     """Unset: looked for among all subjects."""
     @_builtins.property
     def after(self) -> _types_pb2.Token:
-        """Unset: what the shards have now."""
+        """Unset: what the copy that is asked has; with several copies it may be some moments behind."""
 
     def __init__(
         self,

@@ -64,7 +64,9 @@ class EnrolmentServiceServicer:
     def Enrol(self, request, context):
         """Enrols rows. Acknowledged means durable: in the object store and committed in etcd.
         Idempotent by request_id; also, a template that is there already with the same vector counts as
-        unchanged. A refused call changes nothing.
+        unchanged. A refused call changes nothing, with one exception: a call over several shards, while
+        another client enrols one of its templates with another vector, may find that out after a shard
+        has written. Then the rows of that shard stay; the error says TEMPLATE_EXISTS.
         INVALID_ARGUMENT: a row is malformed (metadata: row, field, reason).
         ALREADY_EXISTS (TEMPLATE_EXISTS): the subject has that template id with another vector.
         NOT_FOUND: no such gallery. UNAVAILABLE: a primary or etcd cannot be reached; retry with the
@@ -85,8 +87,8 @@ class EnrolmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Erase(self, request, context):
-        """Erases templates, or subjects with all their templates. Acknowledged means: no later answer
-        returns them. Erasing what is not there is no error and counts nothing. Idempotent.
+        """Erases templates, or subjects with all their templates. Acknowledged means: no search that begins
+        later returns them, on any copy. Erasing what is not there is no error and counts nothing. Idempotent.
         NOT_FOUND: no such gallery. UNAVAILABLE: retry with the same request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

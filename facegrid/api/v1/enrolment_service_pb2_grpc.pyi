@@ -36,7 +36,9 @@ class EnrolmentServiceStub:
     Enrol: _grpc.UnaryUnaryMultiCallable[_enrolment_service_pb2.EnrolRequest, _enrolment_service_pb2.EnrolResponse]
     """Enrols rows. Acknowledged means durable: in the object store and committed in etcd.
     Idempotent by request_id; also, a template that is there already with the same vector counts as
-    unchanged. A refused call changes nothing.
+    unchanged. A refused call changes nothing, with one exception: a call over several shards, while
+    another client enrols one of its templates with another vector, may find that out after a shard
+    has written. Then the rows of that shard stay; the error says TEMPLATE_EXISTS.
     INVALID_ARGUMENT: a row is malformed (metadata: row, field, reason).
     ALREADY_EXISTS (TEMPLATE_EXISTS): the subject has that template id with another vector.
     NOT_FOUND: no such gallery. UNAVAILABLE: a primary or etcd cannot be reached; retry with the
@@ -49,8 +51,8 @@ class EnrolmentServiceStub:
     before it stay enrolled.
     """
     Erase: _grpc.UnaryUnaryMultiCallable[_enrolment_service_pb2.EraseRequest, _enrolment_service_pb2.EraseResponse]
-    """Erases templates, or subjects with all their templates. Acknowledged means: no later answer
-    returns them. Erasing what is not there is no error and counts nothing. Idempotent.
+    """Erases templates, or subjects with all their templates. Acknowledged means: no search that begins
+    later returns them, on any copy. Erasing what is not there is no error and counts nothing. Idempotent.
     NOT_FOUND: no such gallery. UNAVAILABLE: retry with the same request_id.
     """
     GetTemplate: _grpc.UnaryUnaryMultiCallable[_enrolment_service_pb2.GetTemplateRequest, _enrolment_service_pb2.GetTemplateResponse]
@@ -67,7 +69,9 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     Enrol: _aio.UnaryUnaryMultiCallable[_enrolment_service_pb2.EnrolRequest, _enrolment_service_pb2.EnrolResponse]  # type: ignore[assignment]
     """Enrols rows. Acknowledged means durable: in the object store and committed in etcd.
     Idempotent by request_id; also, a template that is there already with the same vector counts as
-    unchanged. A refused call changes nothing.
+    unchanged. A refused call changes nothing, with one exception: a call over several shards, while
+    another client enrols one of its templates with another vector, may find that out after a shard
+    has written. Then the rows of that shard stay; the error says TEMPLATE_EXISTS.
     INVALID_ARGUMENT: a row is malformed (metadata: row, field, reason).
     ALREADY_EXISTS (TEMPLATE_EXISTS): the subject has that template id with another vector.
     NOT_FOUND: no such gallery. UNAVAILABLE: a primary or etcd cannot be reached; retry with the
@@ -80,8 +84,8 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     before it stay enrolled.
     """
     Erase: _aio.UnaryUnaryMultiCallable[_enrolment_service_pb2.EraseRequest, _enrolment_service_pb2.EraseResponse]  # type: ignore[assignment]
-    """Erases templates, or subjects with all their templates. Acknowledged means: no later answer
-    returns them. Erasing what is not there is no error and counts nothing. Idempotent.
+    """Erases templates, or subjects with all their templates. Acknowledged means: no search that begins
+    later returns them, on any copy. Erasing what is not there is no error and counts nothing. Idempotent.
     NOT_FOUND: no such gallery. UNAVAILABLE: retry with the same request_id.
     """
     GetTemplate: _aio.UnaryUnaryMultiCallable[_enrolment_service_pb2.GetTemplateRequest, _enrolment_service_pb2.GetTemplateResponse]  # type: ignore[assignment]
@@ -101,7 +105,9 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_enrolment_service_pb2.EnrolResponse, _abc.Awaitable[_enrolment_service_pb2.EnrolResponse]]:
         """Enrols rows. Acknowledged means durable: in the object store and committed in etcd.
         Idempotent by request_id; also, a template that is there already with the same vector counts as
-        unchanged. A refused call changes nothing.
+        unchanged. A refused call changes nothing, with one exception: a call over several shards, while
+        another client enrols one of its templates with another vector, may find that out after a shard
+        has written. Then the rows of that shard stay; the error says TEMPLATE_EXISTS.
         INVALID_ARGUMENT: a row is malformed (metadata: row, field, reason).
         ALREADY_EXISTS (TEMPLATE_EXISTS): the subject has that template id with another vector.
         NOT_FOUND: no such gallery. UNAVAILABLE: a primary or etcd cannot be reached; retry with the
@@ -126,8 +132,8 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _enrolment_service_pb2.EraseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_service_pb2.EraseResponse, _abc.Awaitable[_enrolment_service_pb2.EraseResponse]]:
-        """Erases templates, or subjects with all their templates. Acknowledged means: no later answer
-        returns them. Erasing what is not there is no error and counts nothing. Idempotent.
+        """Erases templates, or subjects with all their templates. Acknowledged means: no search that begins
+        later returns them, on any copy. Erasing what is not there is no error and counts nothing. Idempotent.
         NOT_FOUND: no such gallery. UNAVAILABLE: retry with the same request_id.
         """
 

@@ -45,7 +45,9 @@ class IdentifyRequest(_message.Message):
 
     @_builtins.property
     def after(self) -> _types_pb2.Token:
-        """Unset: what the shards have now."""
+        """Unset: what the copies that are asked have; where a shard has several, one may be some moments
+        behind. A token makes the read see what it stands for.
+        """
 
     def __init__(
         self,

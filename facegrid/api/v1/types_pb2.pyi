@@ -8,6 +8,8 @@ Two rules hold everywhere:
    (reason DEADLINE_MISSING), because work nobody waits for is work nobody can account for;
  * every error carries a google.rpc.ErrorInfo detail with domain "facegrid", a reason in
    CAPITALS and, where they apply, metadata "row" (0-based, in the order sent), "field", "limit".
+   Messages up to 64 MiB are read, and refused so above 24 MiB; larger ones gRPC itself refuses,
+   with RESOURCE_EXHAUSTED and no detail.
 """
 
 from collections import abc as _abc

@@ -477,6 +477,7 @@ class SegmentHeader(_message.Message):
     CODEBOOK_FIELD_NUMBER: _builtins.int
     PQ_CODE_BYTES_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.str
     dim: _builtins.int
     rows_count: _builtins.int
@@ -487,6 +488,10 @@ class SegmentHeader(_message.Message):
     generation: _builtins.int
     """Of the primary that wrote it. Names are hashes of the content, so this makes them unique to a
     generation: an object that one primary found unreachable is never made again by a later one.
+    """
+    position: _builtins.int
+    """How far the log had come when it was written. With the generation it makes the name one that is
+    never used again, also not by the same primary: a deletion that is late hits nothing new.
     """
     @_builtins.property
     def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -500,10 +505,11 @@ class SegmentHeader(_message.Message):
         codebook: _builtins.str = ...,
         pq_code_bytes: _builtins.int = ...,
         generation: _builtins.int = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "dim", b"dim", "generation", b"generation", "pq_code_bytes", b"pq_code_bytes", "required_features", b"required_features", "rows_count", b"rows_count", "shard_id", b"shard_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "dim", b"dim", "generation", b"generation", "position", b"position", "pq_code_bytes", b"pq_code_bytes", "required_features", b"required_features", "rows_count", b"rows_count", "shard_id", b"shard_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

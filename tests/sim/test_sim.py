@@ -1,0 +1,127 @@
+"""The protocols under one seed: every promise holds, and broken protocols are found out."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SEEDS = os.environ.get("FACEGRID_SEEDS", "")  # noqa: TID251 - the edge where replays come in
+"""Seeds to replay with their history, such as 1341 or 1,2,5-9; unset: those of every run."""
+PARTS = 2
+MUST_HAPPEN = (
+    "acknowledged",
+    "crashes",
+    "crashes_in_calls",
+    "cuts",
+    "drops",
+    "graceful_stops",
+    "manifests_committed",
+    "objects_deleted",
+    "outages_of_etcd",
+    "pauses",
+    "processes_fenced_off",
+    "searches_answered",
+    "searches_refused",
+    "stalls_in_calls",
+)
+"""A simulation in which one of these never happens shows less than it seems to."""
+
+
+def play(*options: str, parts: int = PARTS, hash_seed: str = "0") -> tuple[int, list[str]]:
+    """Play seeds in processes of their own; return the highest exit status and all lines."""
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")]),
+        "PYTHONHASHSEED": hash_seed,
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.sim.run", "--part", f"{part}/{parts}", *options],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for part in range(parts)
+    ]
+    lines = [line for process in running for line in process.communicate()[0].splitlines()]
+    return max(process.returncode for process in running), lines
+
+
+def totals(lines: Sequence[str]) -> dict[str, int]:
+    """Return what happened in all runs together."""
+    found: dict[str, int] = {}
+    for line in lines:
+        pairs = [pair.split("=") for pair in line.split() if pair.count("=") == 1]
+        if len(pairs) == len(line.split()) > 0 and "spent_s" not in line:
+            for what, count in pairs:
+                found[what] = found.get(what, 0) + int(count)
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_every_promise_holds_whatever_fails() -> None:
+    """Crashes, pauses, cuts, lost requests and answers, late arrivals, outages; see nemesis."""
+    if SEEDS:
+        status, lines = play("--seeds", SEEDS, "--trace", parts=1)
+    else:
+        status, lines = play("--seeds", "1-2000")
+
+    assert status == 0, "\n".join(lines[-450:])
+    if not SEEDS:
+        assert [what for what in MUST_HAPPEN if not totals(lines).get(what)] == []
+
+
+@pytest.mark.timeout(600)
+def test_damaged_objects_are_never_served() -> None:
+    """Bits of stored objects flip: a copy serves the truth, or refuses and says so."""
+    status, lines = play("--seeds", "1-150", "--flips")
+
+    assert status == 0, "\n".join(lines)
+    happened = totals(lines)
+    assert (happened["bits_flipped"] > 0, happened["copies_that_refuse_damaged_bytes"] > 0) == (
+        True,
+        True,
+    )
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    """Two processes that hash text differently agree on every event of a run."""
+    options = ("--seeds", "1-12", "--digests")
+    first = play(*options, parts=1, hash_seed="1")[1][:12]
+    again = play(*options, parts=1, hash_seed="2")[1][:12]
+
+    assert first == again
+    assert len({line.split(": ")[1] for line in first}) == 12, "other seeds, other runs"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("without", "complaints"),
+    [
+        (
+            "fencing",
+            (
+                "committed without the claim",
+                "the log has a gap or goes back",
+                "a generation did not grow by one",
+            ),
+        ),
+        (
+            "commit_before_ack",
+            ("acknowledged, but not committed", "told other counts", "told another"),
+        ),
+        ("erase_waits", ("an erased template came back",)),
+    ],
+)
+def test_a_broken_protocol_is_found_out(without: str, complaints: tuple[str, ...]) -> None:
+    """Negative controls: the same seeds with one safeguard taken out."""
+    status, lines = play("--seeds", "1-200", "--without", without)
+
+    assert status == 1
+    verdicts = [line for line in lines if "Violation" in line]
+    assert any(complaint in line for line in verdicts for complaint in complaints), lines
