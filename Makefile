@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: setup proto proto-check lint test demo bench-quick clean
+.PHONY: setup proto proto-check lint test demo bench-quick chaos clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,9 @@ test: lint
 
 bench-quick: setup
 	$(BIN)/python -m bench.quick
+
+chaos: setup
+	$(BIN)/python -m bench.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ETCD),--etcd $(ETCD))
 
 clean:
 	rm -rf $(VENV)

@@ -19,6 +19,7 @@ from facegrid.model import Candidate, CandidateList, Gallery, Token
 from facegrid.rpc.channel import TlsFiles
 
 CLOSE_S_MAX: Final = 5.0
+HEAR_S_MAX: Final = 0.5
 
 Result = TypeVar("Result")
 
@@ -271,6 +272,10 @@ class _LoopThread:
 async def _wind_up(last: Coroutine[Any, Any, None]) -> None:
     await last
     others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        # Calls that were cut off hear so from gRPC. If the loop were closed before, that would
+        # be told to the loop of another client instead, where it is an error.
+        _, others = await asyncio.wait(others, timeout=HEAR_S_MAX)
     for task in others:
         task.cancel()
     if others:

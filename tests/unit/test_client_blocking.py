@@ -13,6 +13,7 @@ import pytest
 
 import facegrid
 from facegrid import Client, EnrolBatch, InvalidError, UnavailableError
+from facegrid.client.blocking import _wind_up
 from facegrid.testing.fake_router import FakeRouter
 
 DIM = 512
@@ -181,3 +182,29 @@ async def test_a_program_that_never_closes_its_client_ends_in_silence(router: Fa
         check=False,
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "[]\n", "")
+
+
+async def test_a_call_that_closing_cuts_off_hears_so_before_its_loop_ends() -> None:
+    """1 the channels are closed; 2 gRPC tells the call so, a little later; 3 the loop may end.
+
+    Told after that, it would be an error in the loop of whichever other client reads it.
+    """
+    heard: list[str] = []
+
+    async def close_with_a_call_under_way() -> None:
+        told = asyncio.Event()
+
+        async def call() -> None:
+            await told.wait()
+            heard.append("cut off")
+
+        async def close_channels() -> None:
+            asyncio.get_running_loop().call_later(0.01, told.set)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(call())
+            await _wind_up(close_channels())
+
+    await asyncio.to_thread(asyncio.run, close_with_a_call_under_way())
+
+    assert heard == ["cut off"]

@@ -28,6 +28,8 @@ class ProcessRecord:
         kind: what it is.
         address: host:port where it serves; kept over restarts while the port is free.
         peer_address: host:port for other members; etcd only.
+        advertise: host:port that the others are told, where something stands in between; nodes
+            only; empty: as address.
         pid: 0 when it was stopped on purpose or never started.
         created_s: when the process was created, Unix seconds, as the operating system says.
         argv: its whole command line.
@@ -40,6 +42,7 @@ class ProcessRecord:
     pid: int = 0
     created_s: float = 0.0
     argv: tuple[str, ...] = ()
+    advertise: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,7 @@ def _node_flags(
         f"--etcd={_etcd_endpoints(cluster)}",
         f"--store={store_of(cluster, directory)}",
         f"--search-threads={cluster.search_threads}",
+        *([f"--advertise={process.advertise}"] if process.advertise else []),
     )
 
 

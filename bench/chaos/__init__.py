@@ -1,0 +1,1 @@
+"""Random faults under mixed load, and an audit of what was acknowledged: `make chaos`."""
