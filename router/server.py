@@ -17,6 +17,7 @@ from facegrid.rpc.pool import ChannelPool
 from facegrid.rpc.server import RpcServer
 from facegrid.telemetry.log import Logger
 from router.dispatch.coalesce import Coalescer
+from router.dispatch.erasures import Erasures
 from router.dispatch.ingest import Ingest
 from router.dispatch.lifecycle import Lifecycle
 from router.dispatch.positions import Positions
@@ -72,8 +73,9 @@ class RouterServer:
         self._rpc = RpcServer(clock, logger, dev=settings.dev)
         pool = NodePool(self._channels, clock)
         positions = Positions()
+        erasures = Erasures()
         directory = Directory(self.watcher, coordinator, clock)
-        reader = Reader(self.watcher, pool, clock, positions)
+        reader = Reader(self.watcher, pool, clock, positions, erasures)
         lifecycle = Lifecycle(coordinator, self.watcher, pool, clock=clock, new_uid=new_uid)
         coalescer = Coalescer(
             Searcher(self.watcher, pool, clock, positions),
@@ -82,7 +84,7 @@ class RouterServer:
             positions=positions,
             limits=settings.coalesce,
         )
-        ingest = Ingest(self.watcher, pool, clock, positions)
+        ingest = Ingest(self.watcher, pool, clock, positions, erasures)
         server = self._rpc.server
         add_GalleryServiceServicer_to_server(
             GalleryService(lifecycle, directory, self.watcher, clock), server
@@ -91,7 +93,7 @@ class RouterServer:
             EnrolmentService(ingest, reader, directory, clock), server
         )
         add_IdentificationServiceServicer_to_server(
-            IdentificationService(coalescer, reader, directory, clock), server
+            IdentificationService(coalescer, reader, directory, clock, erasures), server
         )
         add_AdminServiceServicer_to_server(AdminService(lifecycle, self.watcher, clock), server)
         self._rpc.publish(SERVICES)
@@ -107,7 +109,8 @@ class RouterServer:
 
         Raises:
             UnavailableError: etcd cannot be reached and no topology is on disk
-                (COORDINATOR_UNREACHABLE), or the address cannot be had (LISTEN_FAILED).
+                (COORDINATOR_UNREACHABLE), the address cannot be had (LISTEN_FAILED), or the
+                state folder cannot be written (STATE_DIR_UNUSABLE).
         """
         self._saved = self.watcher.load()
         async with asyncio.TaskGroup() as group:

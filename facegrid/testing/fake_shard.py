@@ -85,6 +85,7 @@ class FakeNode(ShardServiceServicer):
         self.mischief = Mischief()
         self.searches: list[pb.SearchRequest] = []
         self.calls: list[str] = []
+        self.answered: list[str] = []
         self._coordinator = coordinator
         self._clock = clock
         self._boots = 0
@@ -198,6 +199,7 @@ class FakeNode(ShardServiceServicer):
         response.scores = np.array([row[0] for row in flat], "<f4").tobytes()
         response.subject_ids.extend(row[1][0] for row in flat)
         response.template_ids.extend(row[1][1] for row in flat)
+        self.answered.append("Search")
         return response
 
     @override
@@ -227,6 +229,7 @@ class FakeNode(ShardServiceServicer):
             codes=b"".join(shard.rows[name].tobytes() for name in names),
             dim=shard.dim,
         )
+        self.answered.append("Get")
         return pb.GetResponse(rows=rows)
 
     @override

@@ -12,7 +12,9 @@ its own deadline, and a token that no shard has been seen to reach is searched f
 """
 
 import asyncio
+import dataclasses
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from facegrid.clock import Clock
@@ -67,6 +69,17 @@ class Share:
     answer: Answer
     first: int
     rows_count: int
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return subject and template of all candidates."""
+        merged = self.answer.merged
+        rows = slice(merged.starts[self.first], merged.starts[self.first + self.rows_count])
+        return list(zip(merged.subject_ids[rows], merged.template_ids[rows], strict=True))
+
+    def without(self, gone: Container[tuple[str, str]]) -> "Share":
+        """Return this without some candidates."""
+        merged = self.answer.merged.without(gone, self.first, self.rows_count)
+        return Share(dataclasses.replace(self.answer, merged=merged), 0, self.rows_count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,7 @@ from facegrid.ids import ShardId
 from facegrid.model import ShardAssignment, Token
 from facegrid.rpc.together import all_of
 from router.dispatch.blame import blamed
+from router.dispatch.erasures import Erasures
 from router.dispatch.positions import Positions
 from router.dispatch.time_left import time_for_node_s
 from router.plan import fanout
@@ -75,11 +76,18 @@ class Ingest:
         pool: reaches the nodes.
         clock: for what is left of deadlines.
         positions: told how far the shards have come.
+        erasures: told what was erased.
     """
 
     def __init__(
-        self, watcher: Watcher, pool: NodePool, clock: Clock, positions: Positions
+        self,
+        watcher: Watcher,
+        pool: NodePool,
+        clock: Clock,
+        positions: Positions,
+        erasures: Erasures,
     ) -> None:
+        self._erasures = erasures
         self._watcher = watcher
         self._pool = pool
         self._clock = clock
@@ -148,6 +156,9 @@ class Ingest:
                 raise blamed(error, shard.shard_id, shard.primary) from error
 
         answers = await all_of([one(shard) for shard in shards])
+        self._erasures.acknowledge(
+            served.gallery.name, subject_ids=batch.subject_ids, template_ids=batch.template_ids
+        )
         return Erased(
             self._token(shards, [answer.position for answer in answers]),
             sum(answer.erased_templates_count for answer in answers),

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 
 from facegrid.ids import NodeId, ShardId
-from facegrid.model import ShardAssignment, ShardMap, Token
+from facegrid.model import ShardAssignment
 
 
 class Positions:
@@ -26,6 +26,15 @@ class Positions:
             for shard_id, position in demanded.items()
         )
 
+    def may_wait(self, node_id: NodeId, demanded: Mapping[ShardId, int]) -> bool:
+        """Tell whether a node was not yet seen at every position demanded: it may use up all the
+        time it is given, waiting for the rest, and be sound.
+        """
+        return any(
+            position > self._seen.get(shard_id, {}).get(node_id, 0)
+            for shard_id, position in demanded.items()
+        )
+
     def behind(self, shard: ShardAssignment, position: int) -> Collection[NodeId]:
         """Return the followers not yet seen at a position: asked for it, they might have to wait
         for the primary's records, while the primary has them.
@@ -34,14 +43,3 @@ class Positions:
             return ()
         seen = self._seen.get(shard.shard_id, {})
         return {node_id for node_id in shard.node_ids[1:] if seen.get(node_id, 0) < position}
-
-
-def demanded(token: Token, shard_map: ShardMap) -> dict[ShardId, int]:
-    """Return what a token demands of one gallery's shards; it may speak of others too."""
-    if not token.positions:
-        return {}
-    return {
-        shard.shard_id: token.positions[shard.shard_id]
-        for shard in shard_map.shards
-        if shard.shard_id in token.positions
-    }

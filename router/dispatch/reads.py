@@ -1,7 +1,7 @@
 """Reads of single shards: one subject compared, one template returned."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import numpy as np
 
@@ -19,11 +19,12 @@ from facegrid.errors import (
     OverloadedError,
     UnavailableError,
 )
-from facegrid.ids import NodeId
+from facegrid.ids import NodeId, ShardId
 from facegrid.model import ShardAssignment, Token
 from facegrid.rpc.together import all_of
 from router.dispatch.blame import blamed
-from router.dispatch.positions import Positions, demanded
+from router.dispatch.erasures import Erasures, Gone, erased_meanwhile
+from router.dispatch.positions import Positions
 from router.dispatch.scatter import REFRESH_S_MAX, REFRESH_SHARE
 from router.dispatch.time_left import time_for_node_s
 from router.plan import fanout
@@ -66,11 +67,18 @@ class Reader:
         pool: reaches the nodes.
         clock: for what is left of deadlines.
         positions: knows which replicas have what a token demands.
+        erasures: knows what was erased while it was read.
     """
 
     def __init__(
-        self, watcher: Watcher, pool: NodePool, clock: Clock, positions: Positions
+        self,
+        watcher: Watcher,
+        pool: NodePool,
+        clock: Clock,
+        positions: Positions,
+        erasures: Erasures,
     ) -> None:
+        self._erasures = erasures
         self._watcher = watcher
         self._pool = pool
         self._clock = clock
@@ -96,10 +104,19 @@ class Reader:
             shard_id=shard.shard_id,
             subject_id=subject_id,
             probe=probe,
-            position_min=demanded(after, served.shard_map).get(shard.shard_id, 0),
+            position_min=after.positions.get(shard.shard_id, 0),
         )
-        response = await self._read(shard, lambda stub: stub.Compare, request, deadline_s)
-        return Verified(response.score, response.template_id)
+
+        async def read() -> Verified:
+            response = await self._read(shard, lambda stub: stub.Compare, request, deadline_s)
+            return Verified(response.score, response.template_id)
+
+        return await self._erasures.settled(
+            served.gallery.name,
+            read,
+            lambda verified: [(subject_id, verified.template_id)],
+            _erased_again,
+        )
 
     async def get(
         self,
@@ -117,7 +134,6 @@ class Reader:
             InvalidError: several subjects have one of this id (TEMPLATE_AMBIGUOUS).
         """
         shard_map = served.shard_map
-        least = demanded(after, shard_map)
         shards = [fanout.shard_of(shard_map, subject_id)] if subject_id else shard_map.shards
 
         async def one(shard: ShardAssignment) -> shard_pb2.StoredRows:
@@ -125,13 +141,21 @@ class Reader:
                 shard_id=shard.shard_id,
                 template_id=template_id,
                 subject_id=subject_id,
-                position_min=least.get(shard.shard_id, 0),
+                position_min=after.positions.get(shard.shard_id, 0),
             )
             response = await self._read(shard, lambda stub: stub.Get, request, deadline_s)
             return response.rows
 
-        answers = await all_of([one(shard) for shard in shards])
-        return _only([rows for rows in answers if rows.subject_ids], served.gallery.dim)
+        async def read() -> StoredTemplate:
+            answers = await all_of([one(shard) for shard in shards])
+            return _only([rows for rows in answers if rows.subject_ids], served.gallery.dim)
+
+        return await self._erasures.settled(
+            served.gallery.name,
+            read,
+            lambda found: [(found.subject_id, found.template_id)],
+            _erased_again,
+        )
 
     async def _read(
         self,
@@ -167,6 +191,7 @@ class Reader:
         request: Request,
         deadline_s: float,
     ) -> Response:
+        least = {ShardId(request.shard_id): request.position_min}
         try:
             return await self._pool.call(
                 self._watcher.topology,
@@ -174,9 +199,14 @@ class Reader:
                 pick,
                 request,
                 timeout_s=time_for_node_s(deadline_s, self._clock),
+                may_wait=self._positions.may_wait(node_id, least),
             )
         except FacegridError as error:
             raise blamed(error, shard.shard_id, node_id) from error
+
+
+def _erased_again(_found: object, _gone: Gone) -> NoReturn:
+    raise erased_meanwhile()
 
 
 def _only(found: list[shard_pb2.StoredRows], dim: int) -> StoredTemplate:

@@ -18,11 +18,11 @@ from facegrid.errors import (
     UnavailableError,
 )
 from facegrid.ids import GalleryName, NodeId, ShardId
-from facegrid.model import Coverage, ShardAssignment
+from facegrid.model import Coverage, ShardAssignment, Token
 from router.dispatch.positions import Positions
 from router.dispatch.time_left import time_for_node_s
 from router.plan import fanout, merge, tiles
-from router.topology.directory import unknown_gallery
+from router.topology.directory import foreign_shard, unknown_gallery
 from router.topology.pool import NodePool
 from router.topology.snapshot import ServedGallery, Topology
 from router.topology.watcher import Watcher
@@ -31,6 +31,8 @@ REFRESH_S_MAX: Final = 0.25
 """How long to wait for a newer topology before a shard that failed is asked for again."""
 REFRESH_SHARE: Final = 0.25
 """The same, as a share of the time left."""
+POSITION_NOT_REACHED: Final = "POSITION_NOT_REACHED"
+"""What a node says of a shard that did not come to the position demanded in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +119,14 @@ class Searcher:
             NotFoundError: there is no such gallery any more.
         """
         topology = self._watcher.topology
-        served = _served(topology, question.gallery)
+        served = _served(topology, question)
         known_failing = {node for node, load in self._pool.loads().items() if load.failing}
         shards = served.shard_map.shards
         heard = await self._ask(topology, served, question, shards, {}, deadline_s)
         if _worth_another_try(heard.failures, known_failing):
             avoid = {item.shard_id: {item.node_id} for item in heard.failures}
             topology = await self._refreshed(topology, served, avoid, deadline_s)
-            newer = _served(topology, question.gallery)
+            newer = _served(topology, question)
             if newer.shard_map != served.shard_map:
                 served, shards, avoid, heard = newer, newer.shard_map.shards, {}, _Heard()
             else:
@@ -237,7 +239,13 @@ class Searcher:
     ) -> _Heard | InvalidError:
         """Ask one node. Errors are values here, so that one node's never cancels the others."""
         try:
-            response = await self._pool.search(topology, node_id, request, timeout_s=timeout_s)
+            response = await self._pool.search(
+                topology,
+                node_id,
+                request,
+                timeout_s=timeout_s,
+                may_wait=self._positions.may_wait(node_id, _least(request)),
+            )
             searched, failures = _account(request, response, shards, node_id)
             if not searched:
                 # No columns come from a node that refuses everything; its reasons do.
@@ -271,13 +279,18 @@ def require_coverage(answer: Answer, coverage_min: float) -> None:
         f"{item.shard_id} on {item.node_id}: {item.error.message}" for item in answer.failures
     )
     timed_out = answer.failures and all(
-        item.error.reason == "DEADLINE_EXCEEDED" for item in answer.failures
+        isinstance(item.error, DeadlineError) for item in answer.failures
     )
-    kind = DeadlineError if timed_out else UnavailableError
+    kind, reason = UnavailableError, "COVERAGE_TOO_LOW"
+    if timed_out:
+        reasons = {item.error.reason for item in answer.failures}
+        kind, reason = DeadlineError, DeadlineError.default_reason
+        if reasons == {POSITION_NOT_REACHED}:
+            reason = POSITION_NOT_REACHED
     raise kind(
         f"a part of the gallery was not searched ({why})"
         f" share={coverage.share:.6f} coverage_min={coverage_min} missing={missing}",
-        reason="DEADLINE_EXCEEDED" if timed_out else "COVERAGE_TOO_LOW",
+        reason=reason,
         share=coverage.share,
         limit=coverage_min,
         missing=missing,
@@ -286,10 +299,18 @@ def require_coverage(answer: Answer, coverage_min: float) -> None:
     )
 
 
-def _served(topology: Topology, name: GalleryName) -> ServedGallery:
-    served = topology.galleries.get(name)
+def _served(topology: Topology, question: Question) -> ServedGallery:
+    served = topology.galleries.get(question.gallery)
     if served is None:
-        raise unknown_gallery(name)
+        raise unknown_gallery(question.gallery)
+    foreign = foreign_shard(Token(question.positions), served.shard_map)
+    if foreign is not None:
+        # The token was of this gallery when the call began, and others may be in the batch.
+        raise UnavailableError(
+            f"the gallery was replaced during the call gallery={question.gallery} shard={foreign}",
+            reason="GALLERY_REPLACED",
+            gallery=question.gallery,
+        )
     return served
 
 
@@ -300,6 +321,11 @@ def _worth_another_try(failures: Sequence[Failure], known_failing: Collection[No
     if any(isinstance(item.error, DeadlineError) for item in failures):
         return False
     return any(item.node_id not in known_failing for item in failures)
+
+
+def _least(request: shard_pb2.SearchRequest) -> dict[ShardId, int]:
+    """Return the position demanded of each shard."""
+    return {ShardId(item.shard_id): item.position_min for item in request.shards}
 
 
 def _rows_count(request: shard_pb2.SearchRequest) -> int:
@@ -352,7 +378,7 @@ def _account(
         CorruptError: it searched something else (RANGE_DIFFERS), or too early (POSITION_BEHIND).
     """
     asked = {shard.shard_id: shard for shard in shards}
-    least = {item.shard_id: item.position_min for item in request.shards}
+    least = _least(request)
     searched: list[ShardAssignment] = []
     for item in response.searched:
         shard = asked.pop(ShardId(item.shard_id), None)
@@ -361,7 +387,7 @@ def _account(
                 f"node searched another range than the map says shard={item.shard_id}",
                 reason="RANGE_DIFFERS",
             )
-        if item.position < least[item.shard_id]:
+        if item.position < least[shard.shard_id]:
             raise CorruptError(
                 f"node answered before the position demanded shard={item.shard_id}",
                 reason="POSITION_BEHIND",
@@ -377,6 +403,13 @@ def _account(
 
 def _refusal(shard_id: ShardId, node_id: NodeId, reason: str) -> UnavailableError:
     reason = reason or "NOT_ANSWERED"
+    if reason == POSITION_NOT_REACHED:
+        return DeadlineError(
+            "shard has not come to the position asked for in the time given",
+            reason=reason,
+            shard=shard_id,
+            node=node_id,
+        )
     return UnavailableError(
         f"shard was not searched reason={reason}", reason=reason, shard=shard_id, node=node_id
     )

@@ -5,7 +5,7 @@ scores are equal, which is rare, so the bulk of the work is one numeric partitio
 become integers that sort the other way round, with their column below them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,6 +56,23 @@ class Merged:
         # Scores fall, so their negatives rise, as searchsorted wants them.
         falling = -self.scores[first:last]
         return int(np.searchsorted(falling, -np.float32(threshold), side="right"))
+
+    def without(self, gone: Container[tuple[str, str]], first: int, lists_count: int) -> "Merged":
+        """Return some of the lists, without candidates whose subject and template are gone."""
+        starts, rows = [0], []
+        for probe in range(first, first + lists_count):
+            rows += [
+                row
+                for row in range(self.starts[probe], self.starts[probe + 1])
+                if (self.subject_ids[row], self.template_ids[row]) not in gone
+            ]
+            starts.append(len(rows))
+        return Merged(
+            starts,
+            self.scores[rows],
+            [self.subject_ids[row] for row in rows],
+            [self.template_ids[row] for row in rows],
+        )
 
 
 def check_part(part: Part, *, probes_count: int) -> None:

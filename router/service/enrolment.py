@@ -105,12 +105,13 @@ class EnrolmentService(EnrolmentServiceServicer):
         if request.subject_id:
             check_id(request.subject_id, field="subject_id")
         name = check_gallery_name(request.gallery)
-        served = await self._directory.find(name, deadline_s=call.deadline_s)
+        after = from_wire_token(request.after)
+        served = await self._directory.find(name, deadline_s=call.deadline_s, after=after)
         found = await self._reader.get(
             served,
             request.template_id,
             subject_id=request.subject_id,
-            after=from_wire_token(request.after),
+            after=after,
             deadline_s=call.deadline_s,
         )
         return pb.GetTemplateResponse(

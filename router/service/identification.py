@@ -14,7 +14,7 @@ from facegrid.ids import check_gallery_name
 from facegrid.rpc.context import CallContext, call_context
 from facegrid.wire import from_wire_token, to_wire_coverage
 from router.dispatch.coalesce import Coalescer, Share
-from router.dispatch.positions import demanded
+from router.dispatch.erasures import Erasures
 from router.dispatch.reads import Reader
 from router.dispatch.scatter import Question, require_coverage
 from router.service.checks import (
@@ -33,8 +33,14 @@ class IdentificationService(IdentificationServiceServicer):
     """Compares probes with a gallery (1:N) or with one subject (1:1)."""
 
     def __init__(
-        self, coalescer: Coalescer, reader: Reader, directory: Directory, clock: Clock
+        self,
+        coalescer: Coalescer,
+        reader: Reader,
+        directory: Directory,
+        clock: Clock,
+        erasures: Erasures,
     ) -> None:
+        self._erasures = erasures
         self._coalescer = coalescer
         self._reader = reader
         self._directory = directory
@@ -49,7 +55,8 @@ class IdentificationService(IdentificationServiceServicer):
     ) -> pb.IdentifyResponse:
         threshold, coverage_min = check_identify(request)
         name = check_gallery_name(request.gallery)
-        served = await self._directory.find(name, deadline_s=call.deadline_s)
+        after = from_wire_token(request.after)
+        served = await self._directory.find(name, deadline_s=call.deadline_s, after=after)
         dim = served.gallery.dim
         probes = probe_bytes(request.probes, dim=dim, field="probes")
         rows_count = check_probes_count(
@@ -63,9 +70,14 @@ class IdentificationService(IdentificationServiceServicer):
             dim=dim,
             k=request.k,
             threshold=threshold,
-            positions=demanded(from_wire_token(request.after), served.shard_map),
+            positions=after.positions,
         )
-        share = await self._coalescer.search(question, deadline_s=call.deadline_s)
+        share = await self._erasures.settled(
+            name,
+            lambda: self._coalescer.search(question, deadline_s=call.deadline_s),
+            Share.names,
+            lambda share, gone: share.without(gone),
+        )
         require_coverage(share.answer, coverage_min)
         return to_wire_answer(share, k=question.k, threshold=threshold)
 
@@ -74,7 +86,8 @@ class IdentificationService(IdentificationServiceServicer):
         call = call_context(context, self._clock)
         check_id(request.subject_id, field="subject_id")
         name = check_gallery_name(request.gallery)
-        served = await self._directory.find(name, deadline_s=call.deadline_s)
+        after = from_wire_token(request.after)
+        served = await self._directory.find(name, deadline_s=call.deadline_s, after=after)
         dim = served.gallery.dim
         probe = probe_bytes(request.probe, dim=dim, field="probe")
         check_probes_count(probe, dim=dim, count_max=1, field="probe")
@@ -82,7 +95,7 @@ class IdentificationService(IdentificationServiceServicer):
             served,
             request.subject_id,
             probe=types_pb2.Vectors(data=probe, dim=dim, dtype=types_pb2.DTYPE_FLOAT32),
-            after=from_wire_token(request.after),
+            after=after,
             deadline_s=call.deadline_s,
         )
         return pb.VerifyResponse(score=verified.score, template_id=verified.template_id)

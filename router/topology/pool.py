@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from facegrid.api.shard.v1 import shard_service_pb2 as shard_pb2
 from facegrid.api.shard.v1.shard_service_pb2_grpc import ShardServiceStub
 from facegrid.clock import Clock
-from facegrid.errors import DeadlineError, UnavailableError
+from facegrid.errors import DeadlineError, FacegridError, UnavailableError
 from facegrid.ids import NodeId
 from facegrid.rpc.call import call
 from facegrid.rpc.pool import ChannelPool
@@ -36,6 +36,10 @@ LATENCY_WEIGHT: Final = 0.2
 """Share of the newest call in the recent latency."""
 HUNG_S: Final = 1.0
 """A node that did not answer in this time fails; with less time given the caller was impatient."""
+TIME_OVER_SHARE: Final = 0.95
+"""A call that gRPC ended this late was ended because its time was over: node and router count it
+down both, and whoever is first breaks the stream.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class NodePool:
         request: Request,
         *,
         timeout_s: float,
+        may_wait: bool = False,
     ) -> Response:
         """Return a node's answer.
 
@@ -87,8 +92,11 @@ class NodePool:
             pick: chooses the method, for instance `lambda stub: stub.Append`.
             request: what to send.
             timeout_s: how long to wait.
+            may_wait: it may use up that time and be sound, for it is asked for a position that it
+                was not seen to have reached.
 
         Raises:
+            DeadlineError: it did not answer in that time.
             UnavailableError: the node is not known (NODE_UNKNOWN) or cannot be reached
                 (NODE_UNREACHABLE).
             FacegridError: what the node raised.
@@ -98,17 +106,29 @@ class NodePool:
             raise UnavailableError(
                 f"node is not registered node={node_id}", reason="NODE_UNKNOWN", node=node_id
             )
+        started_s = self._clock.now_s()
         try:
             response = await call(pick(self._stub(address)), request, timeout_s=timeout_s)
-        except UnavailableError as error:
-            error.facts.setdefault("node", node_id)
-            if _is_failure(error, timeout_s):
-                self._fail(node_id)
-                error.message = (
-                    f"node cannot be reached: {error.message} node={node_id} address={address}"
+        except FacegridError as error:
+            where = f"node={node_id} address={address}"
+            if _is_time_over(error, self._clock.now_s() - started_s, timeout_s):
+                if timeout_s >= HUNG_S and not may_wait:
+                    self._fail(node_id)
+                why = (
+                    ", waiting for a position it was not seen to have reached" if may_wait else ""
                 )
-                if error.reason == TRANSPORT:
-                    error.reason = "NODE_UNREACHABLE"
+                raise DeadlineError(
+                    f"node did not answer in the time given{why} {where}", node=node_id
+                ) from error
+            if error.reason == TRANSPORT:
+                self._fail(node_id)
+                raise UnavailableError(
+                    f"node cannot be reached: {error.message} {where}",
+                    reason="NODE_UNREACHABLE",
+                    node=node_id,
+                ) from error
+            if isinstance(error, UnavailableError):
+                error.facts.setdefault("node", node_id)
             raise
         if self._failing.pop(node_id, None) is not None:
             load = self._loads[node_id]
@@ -122,20 +142,31 @@ class NodePool:
         request: shard_pb2.SearchRequest,
         *,
         timeout_s: float,
+        may_wait: bool = False,
     ) -> shard_pb2.SearchResponse:
-        """Return a node's answer to a search, and remember how long it took. Raises as `call`."""
-        return await self._timed(
+        """Return a node's answer to a search, and remember how long it took, unless it may have
+        waited for something else. Raises as `call`.
+        """
+        answer = self.call(
+            topology,
             node_id,
-            self.call(topology, node_id, lambda stub: stub.Search, request, timeout_s=timeout_s),
+            lambda stub: stub.Search,
+            request,
+            timeout_s=timeout_s,
+            may_wait=may_wait,
         )
+        return await self._timed(node_id, answer, telling=not may_wait)
 
-    async def _timed(self, node_id: NodeId, answer: Awaitable[Response]) -> Response:
+    async def _timed(
+        self, node_id: NodeId, answer: Awaitable[Response], *, telling: bool
+    ) -> Response:
         started_s = self._clock.now_s()
         took_s = None
         self._count(node_id, 1)
         try:
             response = await answer
-            took_s = self._clock.now_s() - started_s
+            if telling:
+                took_s = self._clock.now_s() - started_s
         finally:
             self._count(node_id, -1, took_s=took_s)
         return response
@@ -166,8 +197,12 @@ class NodePool:
         self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count, failing=True)
 
 
-def _is_failure(error: UnavailableError, timeout_s: float) -> bool:
-    """Tell a node that cannot be reached from one that answered that it cannot do something."""
+def _is_time_over(error: FacegridError, took_s: float, timeout_s: float) -> bool:
+    """Tell a call that was not answered in the time given from one that failed otherwise, or whose
+    node says itself what it waited for.
+    """
+    if timeout_s <= 0:
+        return False
     if isinstance(error, DeadlineError):
-        return timeout_s >= HUNG_S
-    return error.reason == TRANSPORT
+        return error.reason == DeadlineError.default_reason
+    return error.reason == TRANSPORT and took_s >= TIME_OVER_SHARE * timeout_s

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from facegrid.coord.port import KeyValue
-from facegrid.errors import CorruptError
+from facegrid.errors import CorruptError, UnavailableError
 
 FILE_NAME: Final = "topology"
 _MAGIC: Final = "facegrid-topology-1"
@@ -57,6 +57,25 @@ def load(folder: Path) -> tuple[KeyValue, ...]:
     """
     path = folder / FILE_NAME
     return decode_state(path.read_bytes()) if path.exists() else ()
+
+
+def probe(folder: Path) -> None:
+    """Find out whether a folder can be used, which is made if it is not there.
+
+    Raises:
+        UnavailableError: nothing can be written there (STATE_DIR_UNUSABLE).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".topology-") as file:
+            file.write(b"\0")
+            file.flush()
+    except OSError as error:
+        raise UnavailableError(
+            f"state folder cannot be written path={folder}: {error.strerror}",
+            reason="STATE_DIR_UNUSABLE",
+            path=folder,
+        ) from error
 
 
 def save(folder: Path, items: Iterable[KeyValue]) -> None:

@@ -55,9 +55,14 @@ class Watcher:
         return age_s is not None and age_s <= SILENCE_S_MAX
 
     def load(self) -> bool:
-        """Take up the topology on disk; tell whether there was one that could be used."""
+        """Take up the topology on disk; tell whether there was one that could be used.
+
+        Raises:
+            UnavailableError: none can be written there (STATE_DIR_UNUSABLE).
+        """
         if self._state_dir is None:
             return False
+        state.probe(self._state_dir)
         try:
             items = state.load(self._state_dir)
         except (CorruptError, OSError) as error:

@@ -36,7 +36,7 @@ DIM = 8
 
 def settings(**changes: Any) -> RouterSettings:
     """Return settings for a router of a test."""
-    given = {"listen": "127.0.0.1:0", "etcd": ("memory",), "grace_s": 0.0, "etcd_timeout_s": 0.2}
+    given = {"listen": "127.0.0.1:0", "etcd": ("memory:1",), "grace_s": 0.0, "etcd_timeout_s": 0.2}
     return RouterSettings(**{**given, **changes})
 
 

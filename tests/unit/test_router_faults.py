@@ -12,6 +12,7 @@ from facegrid.coord.port import Put
 from facegrid.errors import DeadlineError, FacegridError, FencedError, UnavailableError
 from facegrid.testing.memory_coord import MemoryCoordinator
 from facegrid.wire import to_wire_vectors
+from router.topology.pool import HUNG_S
 from tests.fakes.router_cluster import Cluster, cluster, faces, router
 
 SHARD = "staff.1f00aa23.{:04d}".format
@@ -28,6 +29,12 @@ async def filled(running: Cluster, **changes: int) -> types_pb2.Token:
                 shard.rows.update(other.rows)
                 shard.position = max(shard.position, other.position)
     return written.token
+
+
+def identify_request(after: types_pb2.Token) -> identification_service_pb2.IdentifyRequest:
+    return identification_service_pb2.IdentifyRequest(
+        gallery="staff", probes=to_wire_vectors(faces(1)), k=1, after=after
+    )
 
 
 async def best(running: Cluster, **fields: object) -> list[str]:
@@ -153,6 +160,57 @@ async def test_a_read_after_a_write_asks_the_primary_until_followers_were_seen_t
     assert [[found.candidates[0].subject_id for found in a.lists] for a in answers] == [
         EVERYBODY
     ] * 4
+
+
+async def test_a_position_that_does_not_come_in_time_is_no_failure_of_the_nodes() -> None:
+    async with cluster() as running:
+        token = await filled(running)
+        for item in token.positions:
+            item.position += 9
+        for node in running.nodes:
+            node.mischief.hold["Search"] = asyncio.Event()
+
+        with pytest.raises(DeadlineError) as caught:
+            await running.client.call(
+                running.client.identification.Identify,
+                identify_request(token),
+                timeout_s=HUNG_S + 0.2,
+            )
+        for node in running.nodes:
+            del node.mischief.hold["Search"]
+        # With a node marked as failing, a first failure would not be tried again.
+        running.nodes[0].mischief.fail["Search"] = UnavailableError("not now", reason="BUSY")
+        async with asyncio.TaskGroup() as group:
+            answer = group.create_task(best(running))
+            before = len(running.nodes[0].searches)
+            while len(running.nodes[0].searches) == before:
+                await asyncio.wait([answer], timeout=0.001)
+            running.nodes[0].mischief.fail.clear()
+
+    assert "node did not answer in the time given, waiting for a position" in caught.value.message
+    assert "cannot be reached" not in caught.value.message
+    assert answer.result() == EVERYBODY
+
+
+async def test_a_node_that_says_that_a_position_did_not_come_is_quoted() -> None:
+    async with cluster() as running:
+        token = await filled(running)
+        failure = DeadlineError("shard has not come that far", reason="POSITION_NOT_REACHED")
+        for node in running.nodes:
+            node.mischief.refuse = {SHARD(n): "POSITION_NOT_REACHED" for n in range(4)}
+            node.mischief.fail["Compare"] = failure
+
+        with pytest.raises(DeadlineError) as searched:
+            await best(running, after=token)
+        request = identification_service_pb2.VerifyRequest(
+            gallery="staff", subject_id="s7", probe=to_wire_vectors(faces(1)), after=token
+        )
+        with pytest.raises(DeadlineError) as verified:
+            await running.client.call(running.client.identification.Verify, request)
+
+    assert searched.value.reason == verified.value.reason == "POSITION_NOT_REACHED"
+    assert "not come to the position asked for in the time given" in searched.value.message
+    assert "shard has not come that far" in verified.value.message
 
 
 async def test_a_node_that_hangs_ends_the_call_at_its_deadline() -> None:

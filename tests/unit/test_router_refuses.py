@@ -15,7 +15,7 @@ from facegrid.api.v1 import (
 )
 from facegrid.errors import ConflictError, InvalidError, NotFoundError
 from facegrid.wire import to_wire_vectors
-from tests.fakes.router_cluster import DIM, Cluster, cluster, enrol_request, faces
+from tests.fakes.router_cluster import DIM, Cluster, cluster, enrol_request, faces, router
 
 Enrol = enrolment_service_pb2.EnrolRequest
 Identify = identification_service_pb2.IdentifyRequest
@@ -228,3 +228,59 @@ async def test_a_stream_ends_with_the_error_of_its_first_refused_request() -> No
 
     assert answers == [1, 1]
     assert code.name == "INVALID_ARGUMENT"
+
+
+async def test_a_token_of_another_gallery_is_refused_wherever_it_is_given() -> None:
+    refused = []
+    async with cluster() as running:
+        await running.client.create()
+        await running.client.create("other", shards_count=1)
+        ours = await running.client.enrol(faces(1), ["a"])
+        other = await running.client.enrol(faces(1), ["a"], gallery="other")
+        drop = gallery_service_pb2.DropGalleryRequest(name="other")
+        await running.client.call(running.client.galleries.DropGallery, drop)
+        await running.client.create("other", shards_count=1)
+        stub, probe = running.client.identification, to_wire_vectors(faces(1))
+        for gallery, after in [
+            ("staff", other.token),
+            ("other", ours.token),
+            ("other", other.token),
+        ]:
+            for method, request in [
+                (stub.Identify, Identify(gallery=gallery, probes=probe, k=1, after=after)),
+                (
+                    stub.Verify,
+                    identification_service_pb2.VerifyRequest(
+                        gallery=gallery, subject_id="a", probe=probe, after=after
+                    ),
+                ),
+                (
+                    running.client.enrolment.GetTemplate,
+                    enrolment_service_pb2.GetTemplateRequest(
+                        gallery=gallery, template_id="t0", after=after
+                    ),
+                ),
+            ]:
+                with pytest.raises(InvalidError) as caught:
+                    await running.client.call(method, request)
+                facts = caught.value.facts
+                refused.append((caught.value.reason, facts["field"], facts["shard"]))
+        searches = [len(node.searches) for node in running.nodes]
+
+    shards = [token.positions[0].shard_id for token in (other.token, ours.token, other.token)]
+    assert refused == [("TOKEN_FOREIGN", "after", shard) for shard in shards for _ in range(3)]
+    assert searches == [0, 0]
+
+
+async def test_a_token_of_a_gallery_made_anew_through_another_router_is_taken() -> None:
+    async with cluster() as running, router(running.coordinator) as other:
+        await running.client.create()
+        await running.client.enrol(faces(1), ["a"])
+        drop = gallery_service_pb2.DropGalleryRequest(name="staff")
+        await running.client.call(running.client.galleries.DropGallery, drop)
+        await running.client.create()
+        written = await running.client.enrol(faces(1), ["b"])
+
+        answer = await other.identify(faces(1), k=1, after=written.token)
+
+    assert [row.subject_id for row in answer.lists[0].candidates] == ["b"]

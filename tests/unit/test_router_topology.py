@@ -9,7 +9,7 @@ import pytest
 
 from facegrid.coord import keys
 from facegrid.coord.port import Delete, KeyValue, Put
-from facegrid.errors import CorruptError, DeadlineError
+from facegrid.errors import CorruptError, DeadlineError, UnavailableError
 from facegrid.format import records
 from facegrid.ids import GalleryName, NodeId
 from facegrid.model import Gallery, NodeInfo
@@ -167,3 +167,22 @@ async def test_a_damaged_file_is_no_reason_not_to_start(tmp_path: Path) -> None:
 
     assert watching.load() is False
     assert watching.topology == Topology()
+
+
+@pytest.mark.parametrize("path", ["/proc/x", "file", "file/below"])
+def test_a_folder_that_cannot_be_written_stops_the_start(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / path
+    clock = ManualClock()
+
+    with pytest.raises(UnavailableError) as caught:
+        watcher(MemoryCoordinator(clock), clock, folder).load()
+
+    assert caught.value.reason == "STATE_DIR_UNUSABLE"
+    assert caught.value.message.startswith(f"state folder cannot be written path={folder}: ")
+
+
+def test_finding_out_whether_a_folder_can_be_written_leaves_nothing_there(tmp_path: Path) -> None:
+    state.probe(tmp_path / "new")
+
+    assert list((tmp_path / "new").iterdir()) == []

@@ -149,7 +149,10 @@ Global___Gallery: _TypeAlias = Gallery  # noqa: Y015
 
 @_typing.final
 class Token(_message.Message):
-    """How far each shard's log had come: what a write returns, and what a read may demand to see."""
+    """How far each shard's log had come: what a write returns, and what a read may demand to see. Only
+    for the gallery that gave it: a token that names another shard is refused, INVALID_ARGUMENT
+    (TOKEN_FOREIGN).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
