@@ -8,15 +8,19 @@ non-mated probes all rows of some subjects, one of which is asked.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from facegrid import limits
 from facegrid.errors import InvalidError
 from facegrid.testing.synthetic import Block, ProbeSet, SyntheticGallery
 from facegrid.vectors import Float32
+from fgctl.online.sources import NpySource, open_npy, read_ids
 
 Int64 = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating[Any]]
 
 SCAN_ROWS = 16_384
 STRANGERS_SHARE_MAX = 0.1
@@ -37,7 +41,7 @@ class Dataset:
     """
 
     parameters: dict[str, str]
-    source: Float32
+    source: Floats
     rows: Int64
     template_ids: list[str]
     subject_ids: list[str]
@@ -94,23 +98,21 @@ def from_files(vectors: Path, subjects: Path, *, probes_count: int, seed: int) -
     """Return a data set made of somebody's own vectors.
 
     Raises:
-        InvalidError: the files do not fit each other, or a row is zero or not finite.
+        InvalidError: a file cannot be read as what it should be, the files do not fit each other,
+            a row is zero or not finite, or there are too few to take probes out (TOO_FEW).
     """
-    source = np.load(vectors, mmap_mode="r", allow_pickle=False)
-    names = subjects.read_text(encoding="utf-8").splitlines()
-    if source.ndim != 2 or not np.issubdtype(source.dtype, np.floating):
-        raise InvalidError(
-            f"vectors must be floats in two dimensions shape={source.shape} dtype={source.dtype}",
-            reason="VECTORS_SHAPE",
-        )
-    if len(source) != len(names):
-        raise InvalidError(
-            f"vectors and subjects differ in number vectors={len(source)} subjects={len(names)}",
-            reason="LENGTHS_DIFFER",
-        )
-    _check(source)
+    source = open_npy(vectors)
+    NpySource(source, subjects=subjects, templates=None)  # counts and checks the ids
+    names = list(read_ids(subjects, field="subject_id"))
+    _check(source, vectors)
     enrolled, mated, strangers = held_out(names, probes_count=probes_count, seed=seed)
     asked = np.concatenate([mated, strangers])
+    if len(asked) == 0:
+        raise InvalidError(
+            "no probes can be taken out: there must be ten subjects, or one with two templates"
+            f" path={subjects} subjects={len(set(names))}",
+            reason="TOO_FEW",
+        )
     order = np.random.default_rng([seed, 1]).permutation(len(asked))
     owners = [*(names[row] for row in mated), *([None] * len(strangers))]
     return Dataset(
@@ -165,19 +167,29 @@ def _gaps(mated_count: int, strangers_count: int) -> tuple[str, ...]:
     return tuple(gaps)
 
 
-def _check(source: Float32) -> None:
+def _check(source: Floats, path: Path) -> None:
+    dim = source.shape[1]
+    if not limits.DIM_MIN <= dim <= limits.DIM_MAX or dim % limits.DIM_STEP:
+        raise InvalidError(
+            f"vectors must have {limits.DIM_MIN} to {limits.DIM_MAX} components, a multiple of"
+            f" {limits.DIM_STEP} path={path} dim={dim}",
+            reason="OUT_OF_BOUNDS",
+            field="dim",
+        )
     for first in range(0, len(source), SCAN_ROWS):
-        piece = np.asarray(source[first : first + SCAN_ROWS], np.float64)
-        squares = np.einsum("ij,ij->i", piece, piece)
-        good = np.isfinite(squares) & (squares > 0)
+        with np.errstate(all="ignore"):  # what cannot be scaled shows in the norm
+            norms = np.linalg.norm(_unit(source[first : first + SCAN_ROWS]), axis=1)
+        good = np.abs(norms - 1) < 0.01
         if not good.all():
             row = first + int(np.argmin(good))
             raise InvalidError(
-                f"vector is zero or not finite row={row}", reason="VECTOR_UNUSABLE", row=row
+                f"vector is zero or not finite path={path} row={row}",
+                reason="VECTOR_UNUSABLE",
+                row=row,
             )
 
 
-def _unit(x: Float32) -> Float32:
+def _unit(x: Floats) -> Float32:
     wide = np.asarray(x, np.float32)
     unit: Float32 = wide / np.linalg.norm(wide, axis=1, keepdims=True)
     return unit

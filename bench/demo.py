@@ -353,8 +353,8 @@ def parse(argv: Sequence[str]) -> Options:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="bench.demo", description="The main job, whole.")
     parser.add_argument("--templates", type=int, default=TEMPLATES, help="synthetic templates")
-    parser.add_argument("--vectors", type=Path, help="your own vectors, a .npy file")
-    parser.add_argument("--subjects", type=Path, help="their subjects, one id per line")
+    parser.add_argument("--vectors", type=_path, help="your own vectors, a .npy file")
+    parser.add_argument("--subjects", type=_path, help="their subjects, one id per line")
     given = parser.parse_args(argv)
     if (given.vectors is None) != (given.subjects is None):
         parser.error("--vectors and --subjects belong together")
@@ -375,6 +375,10 @@ def main() -> int:
         sys.stdout.write(last_line + "\n")
         sys.stdout.flush()
     return 0 if last_line.startswith("demo: ok") else 1
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> Never:

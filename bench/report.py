@@ -73,11 +73,11 @@ def write(name: str, argv: Sequence[str], *, unix_ms: int, results: Mapping[str,
     Args:
         name: of the benchmark.
         argv: the command's words, without the interpreter.
-        unix_ms: when; the file is named by that day.
+        unix_ms: when; the file is named by that second, and never replaces another.
         results: parameters and numbers.
     """
     moment = datetime.fromtimestamp(unix_ms / 1000, UTC)
-    path = RESULTS / f"{moment:%Y-%m-%d}-{name}.json"
+    path = RESULTS / f"{moment:%Y-%m-%dT%H%M%SZ}-{name}.json"
     document = {
         "benchmark": name,
         "command": shlex.join(argv),
@@ -87,7 +87,8 @@ def write(name: str, argv: Sequence[str], *, unix_ms: int, results: Mapping[str,
         **results,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    with path.open("x", encoding="utf-8") as file:
+        file.write(json.dumps(document, indent=2) + "\n")
     return path
 
 

@@ -1,5 +1,6 @@
 """`make demo`, on few templates: it says ok, and leaves nothing behind."""
 
+import io
 import re
 import signal
 import subprocess
@@ -15,6 +16,12 @@ from facegrid.testing.synthetic import SyntheticGallery
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.cluster
+
+
+def array_file(x: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, x)
+    return file.getvalue()
 
 
 def run_demo(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -69,19 +76,72 @@ def test_demo_takes_own_vectors_and_says_what_they_cannot_show(tmp_path: Path) -
     assert left_behind(tmp_path / "scratch") == []
 
 
-def test_demo_fails_with_a_reason_before_anything_is_started(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.zeros((3, 64), np.float32))
-    (tmp_path / "s.txt").write_text("a\nb\nc\n")
+@pytest.mark.parametrize(
+    ("vectors", "names", "reason"),
+    [
+        (
+            array_file(np.zeros((3, 64))),
+            b"a\nb\nc\n",
+            "vector is zero or not finite path={x} row=0",
+        ),
+        (
+            b"",
+            b"a\n",
+            "cannot be read as .npy path={x} problem=it is empty",
+        ),
+        (
+            array_file(np.ones((5, 64))),
+            b"a\nb\nc\nd\ne\n",
+            (
+                "no probes can be taken out: there must be ten subjects, or one with two templates"
+                " path={s} subjects=5"
+            ),
+        ),
+        (
+            array_file(np.ones((2, 64))),
+            b"a\ncaf\xe9\n",
+            "subject_id is malformed: not UTF-8 path={s} line=2 row=1",
+        ),
+    ],
+)
+def test_demo_fails_with_a_reason_before_anything_is_started(
+    tmp_path: Path, vectors: bytes, names: bytes, reason: str
+) -> None:
+    (tmp_path / "my x.npy").write_bytes(vectors)
+    (tmp_path / "my s.txt").write_bytes(names)
     (tmp_path / "scratch").mkdir()
+    x, s = tmp_path / "my x.npy", tmp_path / "my s.txt"
 
-    files = ("--vectors", str(tmp_path / "x.npy"), "--subjects", str(tmp_path / "s.txt"))
-    done = run_demo(*files, folder=tmp_path / "scratch")
+    done = run_demo("--vectors", str(x), "--subjects", str(s), folder=tmp_path / "scratch")
 
-    assert done.returncode == 1
+    assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.splitlines()[-1] == (
-        "demo: failed step=make_data reason=vector is zero or not finite row=0"
+        f"demo: failed step=make_data reason={reason.format(x=x, s=s)}"
     )
     assert left_behind(tmp_path / "scratch") == []
+
+
+def test_make_demo_passes_any_path_on(tmp_path: Path) -> None:
+    """A `python` that prints its arguments stands where the demo would be."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    (tmp_path / ".ready").touch()
+    places = (f"VENV={tmp_path}", f"BIN={tmp_path}")
+
+    done = subprocess.run(
+        ["make", "-s", "demo", *places, "VECTORS=/no where/it's.npy", "SUBJECTS=s;.txt"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        *("-m", "bench.demo", "--vectors", "/no where/it's.npy", "--subjects", "s;.txt")
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

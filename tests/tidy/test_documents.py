@@ -9,7 +9,7 @@ import pytest
 
 import facegrid
 from facegrid.settings import ProcessSettings
-from fgctl.__main__ import cli
+from fgctl.cli import cli
 from indexd.settings import IndexdSettings
 from router.settings import RouterSettings
 

@@ -47,26 +47,36 @@ def test_vectors_are_scaled_and_probes_know_their_mates(tmp_path: Path) -> None:
 
 
 def test_data_without_second_templates_says_what_is_missing(tmp_path: Path) -> None:
-    paths = write(tmp_path, np.eye(8, dtype=np.float32)[:4], ["a", "b", "c", "d"])
+    paths = write(tmp_path, np.eye(16, dtype=np.float32)[:10], TEN)
 
     data = from_files(*paths, probes_count=8, seed=1)
 
-    assert len(data) == 4
-    assert len(data.probes) == 0
-    assert data.gaps == (
-        "no subject has two templates: rank-1 and extra FNIR cannot be measured",
-        "fewer than ten subjects: FPIR and a threshold cannot be measured",
-    )
+    assert (len(data), len(data.probes)) == (9, 1)
+    assert data.gaps == ("no subject has two templates: rank-1 and extra FNIR cannot be measured",)
+
+
+def test_data_of_few_subjects_says_what_is_missing(tmp_path: Path) -> None:
+    paths = write(tmp_path, np.eye(8, dtype=np.float32)[:3], ["a", "b", "b"])
+
+    data = from_files(*paths, probes_count=8, seed=1)
+
+    assert (len(data), data.probes.mate_subject_ids) == (2, ["b"])
+    assert data.gaps == ("fewer than ten subjects: FPIR and a threshold cannot be measured",)
 
 
 @pytest.mark.parametrize(
     ("vectors", "names", "reason"),
     [
-        (np.ones(8), ["a"], "VECTORS_SHAPE"),
-        (np.ones((2, 8), int), ["a", "b"], "VECTORS_SHAPE"),
-        (np.ones((2, 8)), ["a"], "LENGTHS_DIFFER"),
+        (np.ones(8), ["a"], "VECTOR_SHAPE"),
+        (np.ones((0, 8)), [], "VECTOR_SHAPE"),
+        (np.ones((2, 8), int), ["a", "b"], "VECTOR_DTYPE"),
+        (np.ones((2, 8)), ["a"], "COUNT_MISMATCH"),
+        (np.ones((2, 6)), ["a", "b"], "OUT_OF_BOUNDS"),
         (np.zeros((2, 8)), ["a", "b"], "VECTOR_UNUSABLE"),
         (np.full((2, 8), np.nan), ["a", "b"], "VECTOR_UNUSABLE"),
+        (np.full((2, 8), 1e300), ["a", "b"], "VECTOR_UNUSABLE"),
+        (np.full((2, 8), 1e-300), ["a", "b"], "VECTOR_UNUSABLE"),
+        (np.ones((5, 8)), TEN[:5], "TOO_FEW"),
     ],
 )
 def test_files_that_cannot_be_used_are_refused(
@@ -76,6 +86,33 @@ def test_files_that_cannot_be_used_are_refused(
         from_files(*write(tmp_path, vectors, names), probes_count=8, seed=1)
 
     assert caught.value.reason == reason
+    assert f"path={tmp_path}" in caught.value.message
+
+
+@pytest.mark.parametrize("line", [b"", b"caf\xe9"])
+def test_a_malformed_subject_is_named_by_its_file_and_line(tmp_path: Path, line: bytes) -> None:
+    vectors, subjects = write(tmp_path, np.ones((60, 8)), TEN * 6)
+    lines = subjects.read_bytes().splitlines(keepends=True)
+    lines[49] = line + b"\n"
+    subjects.write_bytes(b"".join(lines))
+
+    with pytest.raises(InvalidError) as caught:
+        from_files(vectors, subjects, probes_count=20, seed=1)
+
+    assert caught.value.message.endswith(f" path={subjects} line=50 row=49")
+    assert caught.value.row == 49
+
+
+def test_results_are_named_by_their_second_and_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+
+    path = report.write("quick", ["it"], unix_ms=1_795_000_000_000, results={})
+
+    assert path.name == "2026-11-18T110640Z-quick.json"
+    with pytest.raises(FileExistsError):
+        report.write("quick", ["it"], unix_ms=1_795_000_000_000, results={})
 
 
 def test_synthetic_data_is_the_generator_s(tmp_path: Path) -> None:

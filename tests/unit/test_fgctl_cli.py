@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +172,52 @@ async def test_vectors_of_another_dimension_are_refused(fgctl: Shell, files: Pat
     assert "dim=16 gallery_dim=8 reason=DIM_MISMATCH" in refused.err
 
 
+async def test_probes_of_another_dimension_are_refused_as_such(fgctl: Shell, files: Path) -> None:
+    await fgctl(*CREATE)
+    np.save(files / "x.npy", np.full((ROWS, 6), 9, np.float32))
+    on = ("--gallery", "staff")
+    asked = await fgctl("identify", *on, "--probes", str(files / "x.npy"))
+    probe = ("--subject", "s1", "--probe", str(files / "x.npy"))
+    scored = await fgctl("verify", *on, *probe)
+    for refused in (asked, scored):
+        assert refused.code == 1
+        assert refused.err.splitlines()[-1] == (
+            "error: the gallery's dimension is another dim=6 gallery_dim=8"
+            " reason=DIM_MISMATCH field=dim"
+        )
+
+
+async def test_writes_in_doubt_say_what_a_user_can_do(fgctl: Shell, files: Path) -> None:
+    """1. the stream dies, and every answer after it is lost. 2. an erasure stays in doubt."""
+    await fgctl(*CREATE)
+    fgctl.router.faults.dying, fgctl.router.faults.lost_acks = [0], 1000
+    enrolled = await fgctl(*enrol(files, "--timeout", "0.3", "--json"))
+    fgctl.router.faults.errors = [
+        UnavailableError(
+            "etcd did not confirm the write; retry with the same request id shard=g.0",
+            reason="COMMIT_IN_DOUBT",
+        )
+    ] * 1000
+    on = ("--gallery", "staff", "--subject", "s1", "--yes", "--timeout", "0.3")
+    erased = await fgctl("erase", *on)
+    advice = (
+        "error: the write, or a part of it, is not confirmed; run the same command again, {}: {}"
+    )
+    assert (enrolled.code, erased.code) == (1, 1)
+    assert [ended.err.splitlines()[-1] for ended in (enrolled, erased)] == [
+        advice.format(
+            "rows already there count as unchanged", "the answer is lost reason=UNAVAILABLE"
+        ),
+        advice.format(
+            "what is gone already is not counted again",
+            "etcd did not confirm the write shard=g.0 reason=COMMIT_IN_DOUBT",
+        ),
+    ]
+    fgctl.router.faults.errors, fgctl.router.faults.lost_acks = [], 0
+    assert (await fgctl(*enrol(files), "--json")).document["rows_count"] == ROWS
+    assert len(fgctl.router.store.find("staff").rows) == ROWS
+
+
 async def test_probes_find_their_mates_and_go_to_a_file_on_demand(
     fgctl: Shell, files: Path
 ) -> None:
@@ -314,3 +362,20 @@ def test_the_status_of_a_cluster_is_told_in_words() -> None:
         }
     ]
     assert document["etcd_reachable"]
+
+
+@pytest.mark.cluster
+def test_ctrl_c_while_loading_ends_quietly() -> None:
+    """Numpy, which everything loads first, stands for a person who is quick with Ctrl-C."""
+    program = (
+        "import sys\n"
+        "class Quick:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Quick())\n"
+        "from fgctl.__main__ import main\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")

@@ -118,10 +118,19 @@ def test_what_is_no_matrix_of_floats_is_refused(
     assert refusal(open_npy, tmp_path / "x.npy") == (reason, None)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY\x01\x00"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not an array", b"\x93NUMPY\x01\x00", b"PK\x03\x04not an archive"]
+)
 def test_what_is_no_array_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.npy").write_bytes(content)
     assert refusal(open_npy, tmp_path / "x.npy") == ("FILE_UNREADABLE", None)
+
+
+def test_an_archive_of_arrays_is_refused_as_such(tmp_path: Path) -> None:
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.savez(file, x=unit_rows(3))
+    with pytest.raises(InvalidError, match=r"it is an archive of arrays, \.npz$"):
+        open_npy(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize(

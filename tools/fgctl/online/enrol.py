@@ -11,8 +11,9 @@ from facegrid import limits
 from facegrid.clock import SystemClock
 from facegrid.errors import InvalidError
 from fgctl import render
+from fgctl.online.doubt import repeatable
 from fgctl.online.parquet import ParquetSource
-from fgctl.online.sources import NpySource, Source, check, open_npy, shifted
+from fgctl.online.sources import NpySource, Source, check, check_dim, open_npy, shifted
 from fgctl.target import Target, online
 
 BATCH_ROWS = 2048
@@ -93,12 +94,15 @@ def enrol(  # noqa: PLR0913 - one for each option
     """Enrol templates from files. Running it again changes nothing."""
     source = _open(vectors, subjects, templates, parquet)
     with target.client(timeout_s=ENROL_TIMEOUT_S) as client:
-        _check_dim(client.get_gallery(gallery).dim, source.dim)
+        check_dim(client.get_gallery(gallery).dim, source.dim)
         with render.metered("checking", source.rows_count, quiet=target.as_json) as meter:
             for rows in source.batches(batch_rows):
                 check(rows)
                 meter.advance(len(rows.vectors))
-        with render.metered("enrolling", source.rows_count, quiet=target.as_json) as meter:
+        with (
+            render.metered("enrolling", source.rows_count, quiet=target.as_json) as meter,
+            repeatable("rows already there count as unchanged"),
+        ):
             outcome = send(client, gallery, source, Progress(meter), batch_rows=batch_rows)
     _show(outcome, target)
 
@@ -138,15 +142,6 @@ def _open(
     if vectors is None or subjects is None:
         raise click.UsageError("say what to enrol: --vectors with --subjects, or --parquet")
     return NpySource(open_npy(vectors), subjects=subjects, templates=templates)
-
-
-def _check_dim(gallery_dim: int, source_dim: int) -> None:
-    if gallery_dim != source_dim:
-        raise InvalidError(
-            f"the gallery's dimension is another dim={source_dim} gallery_dim={gallery_dim}",
-            reason="DIM_MISMATCH",
-            field="dim",
-        )
 
 
 def _show(outcome: Outcome, target: Target) -> None:

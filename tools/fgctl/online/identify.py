@@ -13,7 +13,7 @@ import numpy.typing as npt
 from facegrid import limits, vectors
 from facegrid.model import CandidateList
 from fgctl import render
-from fgctl.online.sources import as_float32, in_file, open_npy
+from fgctl.online.sources import as_float32, check_probes_dim, in_file, open_npy
 from fgctl.target import Target, online
 
 BATCH_PROBES = 64
@@ -54,6 +54,7 @@ def identify(
         target.client() as client,
         render.metered("identifying", len(probes), quiet=target.as_json) as meter,
     ):
+        check_probes_dim(client, gallery, everything.shape[1])
         search = partial(client.identify, gallery, k=k, threshold=threshold)
         answers = _answers(search, probes, meter)
         if out is None:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import is_zipfile
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.format import open_memmap
 
+import facegrid
 from facegrid import vectors
 from facegrid.errors import InvalidError
 from facegrid.ids import check_ids, id_problem
@@ -81,13 +84,12 @@ def open_npy(path: Path) -> npt.NDArray[np.floating[Any]]:
         InvalidError: it is no matrix of floats (FILE_UNREADABLE, VECTOR_DTYPE, VECTOR_SHAPE).
     """
     try:
-        matrix: npt.NDArray[np.floating[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        matrix: npt.NDArray[np.floating[Any]] = open_memmap(path, mode="r")
+    except (OSError, ValueError, OverflowError) as error:
         raise InvalidError(
-            f"cannot be read as .npy path={path} problem={error}", reason="FILE_UNREADABLE"
+            f"cannot be read as .npy path={path} problem={_npy_problem(path, error)}",
+            reason="FILE_UNREADABLE",
         ) from None
-    if not isinstance(matrix, np.ndarray):
-        raise InvalidError(f"cannot be read as .npy path={path}", reason="FILE_UNREADABLE")
     if matrix.dtype.name not in FLOAT_KINDS:
         raise InvalidError(
             f"vectors must be {', '.join(FLOAT_KINDS)} path={path} dtype={matrix.dtype.name}",
@@ -99,6 +101,15 @@ def open_npy(path: Path) -> npt.NDArray[np.floating[Any]]:
             reason="VECTOR_SHAPE",
         )
     return matrix
+
+
+def _npy_problem(path: Path, error: Exception) -> str:
+    """Say what a file is instead, where that is more than NumPy says."""
+    if is_zipfile(path):
+        return "it is an archive of arrays, .npz"
+    if path.is_file() and path.stat().st_size == 0:
+        return "it is empty"
+    return str(error)
 
 
 def as_float32(matrix: npt.NDArray[np.floating[Any]]) -> vectors.Float32:
@@ -116,14 +127,14 @@ def read_ids(path: Path, *, field: str) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             for row, line in enumerate(file):
-                yield _id_of(line, row=row, field=field)
+                yield _id_of(line, path=path, row=row, field=field)
     except OSError as error:
         raise InvalidError(
             f"cannot be read path={path} problem={error.strerror}", reason="FILE_UNREADABLE"
         ) from None
 
 
-def _id_of(line: bytes, *, row: int, field: str) -> str:
+def _id_of(line: bytes, *, path: Path, row: int, field: str) -> str:
     try:
         value = line.rstrip(b"\r\n").decode()
         problem = id_problem(value)
@@ -131,7 +142,7 @@ def _id_of(line: bytes, *, row: int, field: str) -> str:
         value, problem = "", "not UTF-8"
     if problem:
         raise InvalidError(
-            f"{field} is malformed: {problem} row={row}",
+            f"{field} is malformed: {problem} path={path} line={row + 1} row={row}",
             reason="ID_MALFORMED",
             row=row,
             field=field,
@@ -191,6 +202,27 @@ class NpySource:
                 subject_ids=list(islice(subjects, len(x))),
                 vectors=x,
             )
+
+
+def check_dim(gallery_dim: int, source_dim: int) -> None:
+    """Raise InvalidError (DIM_MISMATCH) for vectors that cannot be the gallery's."""
+    if gallery_dim != source_dim:
+        raise InvalidError(
+            f"the gallery's dimension is another dim={source_dim} gallery_dim={gallery_dim}",
+            reason="DIM_MISMATCH",
+            field="dim",
+        )
+
+
+def check_probes_dim(client: facegrid.Client, gallery: str, probes_dim: int) -> None:
+    """Raise InvalidError (DIM_MISMATCH) for probes that a gallery cannot compare.
+
+    Nothing is counted for it, so it holds while nodes are away. That a gallery is unknown, the
+    search itself says.
+    """
+    for one in client.list_galleries():
+        if one.name == gallery:
+            check_dim(one.dim, probes_dim)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import numpy as np
 from facegrid import vectors
 from facegrid.errors import InvalidError
 from fgctl import render
-from fgctl.online.sources import as_float32, open_npy
+from fgctl.online.doubt import repeatable
+from fgctl.online.sources import as_float32, check_probes_dim, open_npy
 from fgctl.target import Target, confirm, online
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -71,7 +72,7 @@ def erase(
     ]
     render.show_note(f"from gallery {gallery} will be lost: {' and '.join(filter(None, parts))}")
     confirm("Erase?", yes=yes)
-    with target.client() as client:
+    with target.client() as client, repeatable("what is gone already is not counted again"):
         erasure = client.erase(gallery, subject_ids=subjects, template_ids=templates)
     count = erasure.erased_templates_count
     if target.as_json:
@@ -90,6 +91,7 @@ def verify(target: Target, gallery: str, subject_id: str, path: Path, row: int) 
     """Score a probe against the best template of one subject (1:1)."""
     probe = _probe(path, row)
     with target.client() as client:
+        check_probes_dim(client, gallery, len(probe))
         best = client.verify(gallery, subject_id, probe)
     if target.as_json:
         render.show_json(
