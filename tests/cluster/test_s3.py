@@ -71,7 +71,11 @@ async def test_a_cluster_on_s3_comes_back_from_a_kill_and_from_a_stop(
     assert answers(cluster, probes, token) == before
     assert not (cluster.store / "shards").exists()
     stored = await connect(url).list("")
-    assert {name.partition("/")[0] for name in stored} == {"shards", "codebooks"}
+    assert {name.partition("/")[0] for name in stored} == {
+        "cluster",
+        "codebooks",
+        "shards",
+    }
 
 
 def test_nodes_refuse_a_store_that_ignores_conditions(
