@@ -23,7 +23,7 @@ class IndexdSettings(EtcdSettings):
     store: str = Field(
         description="object store shared by all nodes: dir:PATH or s3://BUCKET/PREFIX?endpoint=URL"
     )
-    lease_ttl_s: int = Field(10, ge=2, le=600, description="seconds until a lost node is unlisted")
+    lease_ttl_s: int = Field(10, ge=4, le=600, description="seconds until a lost node is unlisted")
     search_threads: int = Field(0, ge=0, description="threads of a search; 0: one for each core")
     zone: str = Field("", description="failure zone, for instance the rack")
     erased_rewrite_s: float = Field(
