@@ -34,7 +34,6 @@ GIVE_UP_SHARE = 0.25
 """How often a write whose outcome is unknown is left at that; else it is sent again."""
 REPLAY_SHARE = 0.1
 """How often an enrolment is sent again, under its old request id, after it was acknowledged."""
-LOOK_BACK = 4
 
 TRANSIENT = (UnavailableError, FencedError, OverloadedError)
 

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 REQUEST_ROWS_MAX: Final = 1024
 """Rows per request: 2 MiB at 512 dimensions, large enough to be quick, small enough to flow."""
 WINDOW: Final = 16
-STATUS_LOST: Final = "STATUS_LOST"
-LOST_DETAILS: Final = "Internal error from Core"
 STREAM_S_MAX: Final = 1800.0
 """A stream is given this long; a longer load goes on in the next one."""
 GOODBYE_S_MAX: Final = 1.0

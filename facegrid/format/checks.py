@@ -14,7 +14,6 @@ from facegrid.errors import CorruptError
 
 Buffer = bytes | memoryview
 
-SHA256_BYTES: Final = 32
 DIGEST_BYTES: Final = 16
 """Digests of requests and rows are blake2b-128."""
 

@@ -91,7 +91,6 @@ class FakeNode(ShardServiceServicer):
         self._boots = 0
         self._tasks: asyncio.TaskGroup | None = None
         self._following: list[asyncio.Task[None]] = []
-        self._dims: dict[str, int] = {}
         self._rpc: RpcServer | None = None
 
     async def __aenter__(self) -> "FakeNode":

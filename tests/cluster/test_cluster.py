@@ -12,6 +12,7 @@ import pytest
 
 import facegrid
 from facegrid.testing.synthetic import SyntheticGallery
+from facegrid.vectors import quantize
 from fgctl.local.cluster import LocalCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -243,3 +244,38 @@ def test_a_node_stops_in_time_while_etcd_is_away_and_loses_nothing(
     assert code == 0
     assert count is not None
     assert TEMPLATES <= count <= TEMPLATES + 8
+
+
+def test_the_bytes_of_erased_rows_leave_the_store_in_the_stated_time(
+    tmp_path: Path, people: SyntheticGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 enrol; 2 the row's bytes lie in the store; 3 erase; 4 by themselves they are gone."""
+    monkeypatch.setenv("FACEGRID_INDEXD_ERASED_REWRITE_S", "1")
+    cluster = LocalCluster(tmp_path, nodes=1)
+    cluster.up()
+    try:
+        with facegrid.Client(cluster.router_targets, timeout_s=60) as client:
+            client.create_gallery("bytes", dim=DIM, extractor="x@1")
+            enrol_all(client, "bytes", people)
+            block = next(iter(people.blocks(10)))
+            row = quantize(block.vectors[:1]).tobytes()
+            before = holding(cluster.store, row)
+            client.erase("bytes", subject_ids=block.subject_ids[:1])
+
+            assert before, "else the search for the bytes shows nothing"
+            assert wait_until(lambda: not holding(cluster.store, row), 600)
+            assert client.get_template("bytes", block.template_ids[5]).subject_id
+    finally:
+        cluster.down()
+
+
+def holding(store: Path, data: bytes) -> list[Path]:
+    """Return the objects that hold these bytes."""
+    found = []
+    for path in store.rglob("*"):
+        try:
+            if path.is_file() and data in path.read_bytes():
+                found.append(path)
+        except FileNotFoundError:
+            continue
+    return found
