@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: setup proto proto-check lint test demo bench-quick chaos clean
+.PHONY: setup proto proto-check lint test demo bench-quick bench bench-parts bench-peers chaos reshard-check clean
 
 setup: $(VENV)/.ready
 
@@ -30,13 +30,30 @@ lint: setup
 	$(BIN)/python -m pytest -q tests/tidy
 
 test: lint
-	$(BIN)/python -m pytest
+	tests/all.sh $(BIN)/python $(WORKERS)
 
 bench-quick: setup
 	$(BIN)/python -m bench.quick
 
+# The peers' own environment, with the versions of bench/peers/constraints.txt.
+.venv-peers/failed.json: bench/peers/constraints.txt bench/peers/requirements.txt | setup
+	$(BIN)/python -m bench.peers.environment .venv-peers
+
+bench-peers: setup .venv-peers/failed.json
+	$(BIN)/python -m bench.peers $(if $(TEMPLATES),--templates $(TEMPLATES))
+
+# About an hour on two cores; `make bench RESUME=1` goes on where it was broken off.
+bench: setup
+	$(BIN)/python -m bench.whole $(if $(RESUME),--resume)
+
+bench-parts: setup
+	$(BIN)/python -m pytest --benchmark-only bench/parts
+
 chaos: setup
 	$(BIN)/python -m bench.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ETCD),--etcd $(ETCD))
+
+reshard-check: setup
+	$(BIN)/python -m bench.reshard $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV)

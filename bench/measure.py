@@ -81,18 +81,25 @@ def batch(block: Block) -> facegrid.EnrolBatch:
     )
 
 
-def identify(
-    client: facegrid.Client, gallery: str, probes: Float32, *, k: int, rows: int, clock: Clock
+def identify(  # noqa: PLR0913 - what is asked, how, and by which clock
+    client: facegrid.Client,
+    gallery: str,
+    probes: Float32,
+    *,
+    k: int,
+    rows: int,
+    clock: Clock,
+    profile: str | None = None,
 ) -> Identified:
     """Ask probes one call after the other, `rows` of them in each."""
     for _ in range(WARM_UP_CALLS):
-        client.identify(gallery, probes[:rows], k=k)
+        client.identify(gallery, probes[:rows], k=k, profile=profile)
     lists: list[facegrid.CandidateList] = []
     calls_s: list[float] = []
     for first in range(0, len(probes), rows):
         piece = probes[first : first + rows]
         started_s = clock.now_s()
-        answer = client.identify(gallery, piece, k=k)
+        answer = client.identify(gallery, piece, k=k, profile=profile)
         calls_s.append(clock.now_s() - started_s)
         lists += answer
     return Identified(lists, calls_s)

@@ -12,7 +12,8 @@ import numpy as np
 from facegrid import vectors
 from facegrid.format.codebook import CodebookArrays
 from facegrid.vectors import Float32, Int8, Int64
-from indexd.ann.codebook import rescored_count
+from indexd.ann.codebook import WANTED_TYPICAL
+from indexd.ann.effort import rows_to_rescore
 
 
 class RawFaiss:
@@ -49,15 +50,41 @@ class RawFaiss:
         self._rows.add(x)
         self._rescored: Any = faiss.IndexRefine(self._scan, self._rows)
 
+    def _depth(self, k: int) -> int:
+        return rows_to_rescore(self._codebook.rescore_factor * WANTED_TYPICAL, k)
+
     def scan(self, probes: Float32, k: int) -> Int64:
         """Return rows best by their codes, as many as a rescored search of k looks at."""
-        found: Int64 = self._scan.search(probes, rescored_count(self._codebook, k))[1]
+        found: Int64 = self._scan.search(probes, self._depth(k))[1]
         return found
 
     def search(self, probes: Float32, k: int) -> Int64:
         """Return the best rows after rescoring, int64 [m, k]."""
-        self._rescored.k_factor = rescored_count(self._codebook, k) / k
+        self._rescored.k_factor = self._depth(k) / k
         found: Int64 = self._rescored.search(probes, k)[1]
+        return found
+
+
+class Kernel:
+    """FastScan over the same codes as one list: as fast as its instructions allow.
+
+    Args:
+        codebook: what the gallery was trained to.
+        codes: int8 [n, dim], the stored rows.
+    """
+
+    def __init__(self, codebook: CodebookArrays, codes: Int8) -> None:
+        self._depth = codebook.rescore_factor * WANTED_TYPICAL
+        self._index: Any = faiss.IndexPQFastScan(
+            codebook.dim, codebook.pq_m, codebook.pq_bits, faiss.METRIC_INNER_PRODUCT
+        )
+        faiss.copy_array_to_vector(codebook.pq.reshape(-1), self._index.pq.centroids)
+        self._index.is_trained = True
+        self._index.add(vectors.dequantize(codes))
+
+    def search(self, probes: Float32, k: int) -> Int64:
+        """Return as many rows as a rescored search of k looks at, best by their codes."""
+        found: Int64 = self._index.search(probes, rows_to_rescore(self._depth, k))[1]
         return found
 
 

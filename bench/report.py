@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -67,7 +68,21 @@ def versions() -> dict[str, Json]:
     return found | {name: metadata.version(name) for name in PACKAGES}
 
 
-def write(name: str, argv: Sequence[str], *, unix_ms: int, results: Mapping[str, Json]) -> Path:
+def versions_in(python: Path) -> dict[str, Json]:
+    """Return all packages of another environment, by its interpreter."""
+    asked = [str(python), "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
+    listed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    return {one["name"]: one["version"] for one in json.loads(listed)}
+
+
+def write(
+    name: str,
+    argv: Sequence[str],
+    *,
+    unix_ms: int,
+    results: Mapping[str, Json],
+    folder: Path = RESULTS,
+) -> Path:
     """Write results with their command and surroundings; return the file.
 
     Args:
@@ -75,9 +90,10 @@ def write(name: str, argv: Sequence[str], *, unix_ms: int, results: Mapping[str,
         argv: the command's words, without the interpreter.
         unix_ms: when; the file is named by that second, and never replaces another.
         results: parameters and numbers.
+        folder: where to.
     """
     moment = datetime.fromtimestamp(unix_ms / 1000, UTC)
-    path = RESULTS / f"{moment:%Y-%m-%dT%H%M%SZ}-{name}.json"
+    path = folder / f"{moment:%Y-%m-%dT%H%M%SZ}-{name}.json"
     document = {
         "benchmark": name,
         "command": shlex.join(argv),
@@ -90,6 +106,20 @@ def write(name: str, argv: Sequence[str], *, unix_ms: int, results: Mapping[str,
     with path.open("x", encoding="utf-8") as file:
         file.write(json.dumps(document, indent=2) + "\n")
     return path
+
+
+def without_results(argv: Sequence[str]) -> list[str]:
+    """Leave out where the results went: it is a path of one machine."""
+    kept: list[str] = []
+    skip = False
+    for word in argv:
+        if skip or word.startswith("--results="):
+            skip = False
+        elif word == "--results":
+            skip = True
+        else:
+            kept.append(word)
+    return kept
 
 
 def _processor() -> str:

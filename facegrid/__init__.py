@@ -9,7 +9,7 @@
 Every error raised derives from FacegridError; `facegrid.errors` draws the tree.
 """
 
-from facegrid.client import AsyncClient, Client, EnrolBatch, Erasure, Template
+from facegrid.client import AsyncClient, Client, EnrolBatch, Erasure, Template, Verification
 from facegrid.errors import (
     ConflictError,
     CorruptError,
@@ -19,10 +19,12 @@ from facegrid.errors import (
     InvalidError,
     NotFoundError,
     OverloadedError,
+    PreconditionError,
     UnavailableError,
 )
 from facegrid.model import Candidate, CandidateList, Coverage, Gallery, HashRange, Token
 from facegrid.rpc.channel import TlsFiles
+from facegrid.tuning import Effort, Profile, Step, Tuning
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,7 @@ __all__ = [
     "CorruptError",
     "Coverage",
     "DeadlineError",
+    "Effort",
     "EnrolBatch",
     "Erasure",
     "FacegridError",
@@ -44,9 +47,14 @@ __all__ = [
     "InvalidError",
     "NotFoundError",
     "OverloadedError",
+    "PreconditionError",
+    "Profile",
+    "Step",
     "Template",
     "TlsFiles",
     "Token",
+    "Tuning",
     "UnavailableError",
+    "Verification",
     "__version__",
 ]

@@ -2,7 +2,8 @@
 
     FacegridError            something broke that should not; report it
     ├── InvalidError         the request is wrong: change it
-    │   └── ConflictError    it contradicts what is there already
+    │   ├── ConflictError    it contradicts what is there already
+    │   └── PreconditionError  it fits, but not as things stand: look what stands in its way
     ├── NotFoundError        what it names does not exist
     ├── FencedError          somebody newer took over: read the map again, then retry
     ├── UnavailableError     not now: retry
@@ -49,6 +50,12 @@ class ConflictError(InvalidError):
     """The request contradicts what is stored; nothing was changed."""
 
     default_reason = "CONFLICT"
+
+
+class PreconditionError(InvalidError):
+    """The request makes sense, but not as things stand; nothing was changed."""
+
+    default_reason = "FAILED_PRECONDITION"
 
 
 class NotFoundError(FacegridError):

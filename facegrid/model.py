@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from facegrid.ids import KEY_LAST, GalleryName, NodeId, ShardId
+from facegrid.tuning import MISS_RATE_MAX_DEFAULT, Profile, Tuning
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -29,31 +30,72 @@ class HashRange:
 
 @dataclass(frozen=True, slots=True)
 class ShardAssignment:
-    """Which nodes hold one shard; the first is the primary."""
+    """Which nodes hold one shard; the first is the primary.
+
+    Attributes:
+        shard_id: which.
+        range: its keys.
+        node_ids: those that serve it.
+        joining: those that load it and follow its log, and are not searched yet.
+        sources: of a pending shard, those whose rows are brought into it.
+    """
 
     shard_id: ShardId
     range: HashRange
     node_ids: tuple[NodeId, ...]
+    joining: tuple[NodeId, ...] = ()
+    sources: tuple[ShardId, ...] = ()
 
     @property
     def primary(self) -> NodeId:
         """The node that takes writes."""
         return self.node_ids[0]
 
+    @property
+    def holders(self) -> tuple[NodeId, ...]:
+        """All nodes that hold it, searched or not."""
+        return (*self.node_ids, *self.joining)
+
 
 @dataclass(frozen=True, slots=True)
 class ShardMap:
-    """Which nodes serve which hash range of a gallery, at one version."""
+    """Which nodes serve which hash range of a gallery, at one version.
+
+    Attributes:
+        gallery: its name.
+        gallery_uid: what no other gallery ever has.
+        version: grows by one with each change.
+        shards: tile the key space; what clients read and write.
+        pending: shards that are filled from some of `shards`, to take their place (RFC 0009).
+        made_count: how many shards the gallery ever had; 0: as many as there are.
+    """
 
     gallery: GalleryName
     gallery_uid: str
     version: int
     shards: tuple[ShardAssignment, ...]
+    pending: tuple[ShardAssignment, ...] = ()
+    made_count: int = 0
+
+    @property
+    def held(self) -> tuple[ShardAssignment, ...]:
+        """All shards that nodes hold, those too that are being filled."""
+        return (*self.shards, *self.pending)
+
+    @property
+    def next_number(self) -> int:
+        """The number in the name of the next shard."""
+        return self.made_count or len(self.shards)
 
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """A gallery's settings. `templates_count` is -1 where nobody counted."""
+    """A gallery's settings. `templates_count` is -1 where nobody counted.
+
+    `profile` is of searches that name none; `miss_rate_max` the share of mates that `balanced` may
+    miss because of the index; `tuning` what that was measured to be, None before it was.
+    `retrained_unix_ms` is when a node last began to train it because of an alarm, 0: never.
+    """
 
     name: GalleryName
     uid: str
@@ -65,6 +107,10 @@ class Gallery:
     codebook: str = ""
     created_unix_ms: int = 0
     templates_count: int = -1
+    profile: Profile = Profile.BALANCED
+    miss_rate_max: float = MISS_RATE_MAX_DEFAULT
+    tuning: Tuning | None = None
+    retrained_unix_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +150,20 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What share of the key space an answer really searched, and what is missing."""
+    """What share of the key space an answer really searched, and what is missing.
+
+    `unconfirmed_share` is the share that was searched on copies which could not confirm that they
+    have everything: there the answer may lack what was enrolled in the last moments, and contain
+    what was erased. `scanned_share` is the share of the rows there that the index looked at, on
+    average over the probes: 1 when searched exhaustively; None where a node did not tell.
+    """
 
     share: float
     shards_answered_count: int
     shards_count: int
     missing: tuple[HashRange, ...] = ()
+    unconfirmed_share: float = 0.0
+    scanned_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,13 @@ from facegrid.api.v1 import types_pb2
 from facegrid.errors import InvalidError
 from facegrid.ids import GalleryName, ShardId
 from facegrid.model import Candidate, CandidateList, Coverage, Gallery, HashRange, Token
+from facegrid.tuning import MISS_RATE_MAX_DEFAULT, Profile
+from facegrid.tuning_messages import (
+    from_profile_message,
+    from_tuning_message,
+    to_profile_message,
+    to_tuning_message,
+)
 
 FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
@@ -76,6 +83,9 @@ def to_wire_gallery(gallery: Gallery) -> types_pb2.Gallery:
         codebook=gallery.codebook,
         templates_count=None if gallery.templates_count < 0 else gallery.templates_count,
         created_unix_ms=gallery.created_unix_ms,
+        profile=to_profile_message(gallery.profile),
+        miss_rate_max=gallery.miss_rate_max,
+        tuning=None if gallery.tuning is None else to_tuning_message(gallery.tuning),
     )
 
 
@@ -92,6 +102,9 @@ def from_wire_gallery(message: types_pb2.Gallery) -> Gallery:
         codebook=message.codebook,
         templates_count=message.templates_count if message.HasField("templates_count") else -1,
         created_unix_ms=message.created_unix_ms,
+        profile=from_profile_message(message.profile) or Profile.BALANCED,
+        miss_rate_max=message.miss_rate_max or MISS_RATE_MAX_DEFAULT,
+        tuning=from_tuning_message(message.tuning) if message.HasField("tuning") else None,
     )
 
 
@@ -142,6 +155,8 @@ def to_wire_coverage(coverage: Coverage) -> types_pb2.Coverage:
         shards_answered_count=coverage.shards_answered_count,
         shards_count=coverage.shards_count,
         missing=[to_wire_hash_range(part) for part in coverage.missing],
+        unconfirmed_share=coverage.unconfirmed_share,
+        scanned_share=coverage.scanned_share,
     )
 
 
@@ -152,6 +167,8 @@ def from_wire_coverage(message: types_pb2.Coverage) -> Coverage:
         shards_answered_count=message.shards_answered_count,
         shards_count=message.shards_count,
         missing=tuple(from_wire_hash_range(part) for part in message.missing),
+        unconfirmed_share=message.unconfirmed_share,
+        scanned_share=message.scanned_share if message.HasField("scanned_share") else None,
     )
 
 

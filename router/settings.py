@@ -21,6 +21,9 @@ class RouterSettings(EtcdSettings):
     listen: Address = Field(
         "127.0.0.1:7400", description="host:port to serve at; port 0: any free"
     )
+    processes: int = Field(
+        1, ge=1, le=64, description="processes at that port, among which connections are dealt out"
+    )
     etcd_timeout_s: float = Field(10.0, gt=0, description="seconds to wait for etcd at the start")
     state_dir: Path | None = Field(
         None,
@@ -43,7 +46,16 @@ class RouterSettings(EtcdSettings):
         gt=0,
         description="shortest wait for a batch under way that takes oddly long",
     )
+    metrics: Address | None = Field(
+        None, description="host:port to serve metrics for Prometheus at; none: nowhere"
+    )
+    drive: bool = Field(
+        default=True, description="stand for driving operations; one router of all does"
+    )
     dev: bool = Field(default=False, description="serve gRPC reflection")
+    failpoints: Path | None = Field(
+        None, description="folder of rules where to fail on purpose; for tests, needs dev"
+    )
     log_format: Literal["json", "console"] = Field("console", description="form of the log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log line written"
@@ -53,6 +65,8 @@ class RouterSettings(EtcdSettings):
     def _consistent(self) -> "RouterSettings":
         if self.coalesce_rows_full > self.coalesce_rows_max:
             raise ValueError("coalesce_rows_full must not be above coalesce_rows_max")
+        if self.failpoints is not None and not self.dev:
+            raise ValueError("failpoints are for tests: they need dev")
         return self
 
     @property

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
+import fgctl.local.etcd
 from facegrid.clock import SystemClock
 from fgctl.local.etcd import start_etcd
 from tests.fakes.s3_servers import S3Server, moto, s3rver
@@ -22,7 +25,49 @@ settings.register_profile(
 )
 settings.load_profile("facegrid")
 
+TESTS = Path(__file__).parent
+FOLDERS = ("cluster", "chaos", "property", "conformance", "unit", "sim", "tidy")
+"""In this order, where several processes run tests: what takes longest first."""
+COMMANDS = (
+    "tests/chaos/test_chaos.py",
+    "tests/cluster/test_bench_commands.py",
+    "tests/cluster/test_demo.py",
+    "tests/cluster/test_local.py",
+)
+"""Files whose clusters are started by commands, all with ports of one range: one at a time."""
+WORKER_PORTS = 2000
+WORKER_PORT_FIRST = 10_000
+"""Clusters that a test process starts itself have ports from a range of its own, so that none gets
+the port of another one's node that is just down.
+"""
+
 _roots = count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each process that runs tests its own ports."""
+    worker = getattr(config, "workerinput", {}).get("workerid")
+    if worker is not None:
+        first = WORKER_PORT_FIRST + WORKER_PORTS * int(worker.removeprefix("gw"))
+        fgctl.local.etcd.PORT_FIRST, fgctl.local.etcd.PORT_LAST = first, first + WORKER_PORTS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first."""
+    items.sort(key=lambda item: FOLDERS.index(item.path.relative_to(TESTS).parts[0]))
+
+
+class ByFile(LoadScopeScheduling):
+    """Tests of one file run in one process, since they share what they start; so do COMMANDS."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "commands" if file in COMMANDS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Return what hands tests to processes."""
+    return ByFile(config, log)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Literal, Never
 
 import facegrid
 from bench.chaos import ledger as ledgers
+from bench.chaos import links
 from bench.chaos.audit import Auditor
 from bench.chaos.faults import Saboteur, schedule
 from bench.chaos.healing import Healing
@@ -32,7 +33,6 @@ from facegrid.errors import FacegridError, NotFoundError
 from fgctl import admin, cluster_file
 from fgctl.local import plan, processes
 from fgctl.local.cluster import LocalCluster
-from fgctl.local.etcd import HOST, free_ports
 from fgctl.local.plan import Wanted
 
 NODES = 3
@@ -41,8 +41,13 @@ REPLICAS = 2
 SHARDS = 4
 TRAIN_AT = 2000
 """Templates at which the index trains by itself, so that it does amid the faults."""
-ERASED_REWRITE_S = 5
-"""So that segments are written and rewritten, and logs trimmed, amid the faults."""
+NODE_SETTINGS = {
+    "ERASED_REWRITE_S": "5",
+    "LEASE_TTL_S": "4",
+    "TAKEOVER_AFTER_S": "1",
+    "DEV": "true",
+}
+"""So that segments are rewritten, logs trimmed and shards taken over amid the faults."""
 CALM_S = 1.5
 """Undisturbed load before the first fault and between two."""
 AUDIT_TIMEOUT_S = 60.0
@@ -80,6 +85,7 @@ class Chaos:
         self._ledger_path = folder / "ledger.jsonl"
         self._wanted = Wanted(NODES, REPLICAS, options.etcd, ROUTERS)
         self._cluster = LocalCluster(folder / "cluster", wanted=self._wanted)
+        self._rules = folder / "failpoints"
         self._open = ExitStack()
         self._stop = threading.Event()
         self._memory_bytes: dict[str, list[int]] = {}
@@ -158,7 +164,7 @@ class Chaos:
         self._gaps = WriteGaps(sorted(shard.first for shard in status.shards), self._clock)
         self._ledger = Ledger(self._ledger_path, self._clock)
         self._open.callback(self._ledger.close)
-        self._saboteur = Saboteur(self._cluster, proxies, self._stop)
+        self._saboteur = Saboteur(self._cluster, proxies, self._rules, self._stop)
         self._healing = Healing(
             self._cluster,
             self._open.enter_context(facegrid.Client(list(record.router_targets), timeout_s=2)),
@@ -169,14 +175,11 @@ class Chaos:
         )
 
     def _give_addresses(self, proxies: Proxies) -> None:
-        """Put a proxy before every node: the address that it tells the others is the proxy's."""
+        """Put a proxy into every link, and failpoints into every node."""
         self._cluster.directory.mkdir(parents=True)
-        cluster = plan.planned(self._wanted, None, cores=NODES)
-        ports = free_ports()
-        for node in cluster.of_kind("node"):
-            address = f"{HOST}:{next(ports)}"
-            through = proxies.open(node.name, address)
-            cluster = cluster.with_process(replace(node, address=address, advertise=through))
+        self._rules.mkdir()
+        os.environ["FACEGRID_INDEXD_FAILPOINTS"] = str(self._rules)  # noqa: TID251 - nodes inherit it
+        cluster = links.linked(plan.planned(self._wanted, None, cores=NODES), proxies)
         cluster_file.save(self._cluster.directory, cluster)
 
     def _hurt(self) -> None:
@@ -285,7 +288,8 @@ def parse(argv: Sequence[str]) -> Options:
 def main() -> int:
     """Run; return 0 only if every promise held."""
     options = parse(sys.argv[1:])
-    os.environ["FACEGRID_INDEXD_ERASED_REWRITE_S"] = str(ERASED_REWRITE_S)  # noqa: TID251 - nodes inherit it
+    for name, value in NODE_SETTINGS.items():
+        os.environ[f"FACEGRID_INDEXD_{name}"] = value  # noqa: TID251 - nodes inherit it
     signal.signal(signal.SIGTERM, _interrupt)
     _say(f"seed={options.seed} minutes={options.minutes:g} etcd={options.etcd}")
     last_line = "chaos: failed reasons: unexpected"

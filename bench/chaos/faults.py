@@ -3,14 +3,16 @@
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from typing_extensions import override
 
-from bench.chaos.proxy import Proxies
+from bench.chaos.links import link
+from bench.chaos.proxy import Link, Proxies
 from facegrid.errors import UnavailableError
 from fgctl.local import processes
 from fgctl.local.cluster import LocalCluster
@@ -20,11 +22,16 @@ Kind = Literal[
     "kill node twice",
     "kill router",
     "etcd away",
+    "no majority",
     "pause node",
     "restart node",
     "hold link",
     "cut link",
     "slow link",
+    "one-way link",
+    "no etcd",
+    "no store",
+    "lose node",
 ]
 
 LASTS_S: dict[Kind, tuple[float, float]] = {
@@ -32,17 +39,29 @@ LASTS_S: dict[Kind, tuple[float, float]] = {
     "kill node twice": (0.2, 2.0),
     "kill router": (0.0, 2.0),
     "etcd away": (1.0, 5.0),
+    "no majority": (1.0, 5.0),
     "pause node": (2.0, 8.0),
     "restart node": (0.0, 1.0),
     "hold link": (2.0, 8.0),
     "cut link": (0.5, 3.0),
     "slow link": (1.0, 4.0),
+    "one-way link": (2.0, 8.0),
+    "no etcd": (2.0, 8.0),
+    "no store": (1.0, 5.0),
+    "lose node": (8.0, 12.0),
 }
 """How long a fault lasts before it is mended; starting a process again comes on top."""
 ROUND: tuple[Kind, ...] = (*LASTS_S, "kill node", "kill node")
-CUTS: tuple[Kind, ...] = ("hold link", "cut link", "slow link")
+CUTS: tuple[Kind, ...] = ("hold link", "cut link", "slow link", "one-way link", "no etcd")
 STOP_GRACE_S = 30.0
 SLOW_S = 0.05
+HURTS: dict[str, Callable[[Link], None]] = {
+    "hold link": lambda one: one.hold(),
+    "cut link": lambda one: one.cut(),
+    "slow link": lambda one: one.slow(SLOW_S),
+    "one-way link": lambda one: one.hold("back"),
+}
+"""What is done to the link to a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +93,7 @@ def schedule(seed: int, *, nodes: int, routers: int, etcd: int) -> Iterator[Faul
         for kind in kinds:
             if kind == "kill router":
                 target = f"router{rng.integers(routers) + 1}"
-            elif kind == "etcd away":
+            elif kind in {"etcd away", "no majority"}:
                 target = f"etcd{rng.integers(etcd) + 1}"
             else:
                 target = f"n{rng.integers(nodes) + 1}"
@@ -86,7 +105,8 @@ class Saboteur:
 
     Args:
         cluster: a running one.
-        proxies: with a link for every node, by its id.
+        proxies: with a link for every node, by its id, and those of bench.chaos.links.
+        rules: the folder of the nodes' failpoints.
         stop: ends a fault early.
 
     Attributes:
@@ -94,8 +114,11 @@ class Saboteur:
         kills_count: processes ended with SIGKILL.
     """
 
-    def __init__(self, cluster: LocalCluster, proxies: Proxies, stop: threading.Event) -> None:
+    def __init__(
+        self, cluster: LocalCluster, proxies: Proxies, rules: Path, stop: threading.Event
+    ) -> None:
         self._cluster = cluster
+        self._rules = rules
         self._proxies = proxies
         self._stop = stop
         self.inflicted: Counter[Kind] = Counter()
@@ -103,14 +126,14 @@ class Saboteur:
 
     @property
     def cuts_count(self) -> int:
-        """Links held, cut or slowed."""
+        """Links held, in both directions or one, cut or slowed."""
         return sum(self.inflicted[kind] for kind in CUTS)
 
     def inflict(self, fault: Fault) -> None:
         """Let a fault happen, last and be mended."""
         self.inflicted[fault.kind] += 1
         match fault.kind:
-            case "kill node" | "kill router":
+            case "kill node" | "kill router" | "lose node":
                 self._kill(fault)
             case "kill node twice":
                 self._kill_twice(fault)
@@ -123,8 +146,17 @@ class Saboteur:
                 self._pause(fault)
             case "etcd away":
                 self._etcd_away(fault)
-            case "hold link" | "cut link" | "slow link":
-                self._hurt_link(fault)
+            case "no majority":
+                self._no_majority(fault)
+            case "no etcd":
+                names = [
+                    link(fault.target, one.name) for one in self._cluster.record.of_kind("etcd")
+                ]
+                self._hurt_links(names, lambda one: one.hold(), fault)
+            case "no store":
+                self._cut_off_from_store(fault)
+            case "hold link" | "cut link" | "slow link" | "one-way link":
+                self._hurt_links([fault.target], HURTS[fault.kind], fault)
 
     def _kill(self, fault: Fault) -> None:
         self.kills_count += 1
@@ -160,15 +192,32 @@ class Saboteur:
             return
         self._kill(fault)
 
-    def _hurt_link(self, fault: Fault) -> None:
-        match fault.kind:
-            case "hold link":
-                self._proxies.change(fault.target, lambda link: link.hold())
-            case "cut link":
-                self._proxies.change(fault.target, lambda link: link.cut())
-            case _:
-                self._proxies.change(fault.target, lambda link: link.slow(SLOW_S))
+    def _no_majority(self, fault: Fault) -> None:
+        """Kill all members but one; the only one where there is one."""
+        members = [one.name for one in self._cluster.record.of_kind("etcd")]
+        doomed = [name for name in members if name != fault.target] or members
+        self.kills_count += len(doomed)
+        for name in doomed:
+            self._cluster.kill_node(name)
+        self._stop.wait(fault.lasts_s)
+        self._cluster.start_etcd()
+
+    def _hurt_links(
+        self, names: Sequence[str], hurt: Callable[[Link], None], fault: Fault
+    ) -> None:
+        for name in names:
+            self._proxies.change(name, hurt)
         try:
             self._stop.wait(fault.lasts_s)
         finally:
-            self._proxies.change(fault.target, lambda link: link.heal())
+            for name in names:
+                self._proxies.change(name, lambda one: one.heal())
+
+    def _cut_off_from_store(self, fault: Fault) -> None:
+        """Let a node's every request to the store fail, by its failpoints."""
+        rules = self._rules / fault.target
+        rules.write_text("store.* before error *\n")
+        try:
+            self._stop.wait(fault.lasts_s)
+        finally:
+            rules.unlink()

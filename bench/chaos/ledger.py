@@ -121,10 +121,12 @@ class Ledger:
         subject_ids: Sequence[str],
         *,
         token: facegrid.Token | None = None,
+        lasting: bool = False,
     ) -> None:
         """Note that a write was acknowledged; it counts from the moment this returns.
 
-        A stream has no token before its end: leave it out until then.
+        A stream has no token before its end: leave it out until then. Subjects of a lasting
+        enrolment are never chosen by `someone`.
         """
         with self._lock:
             if token is not None:
@@ -132,7 +134,7 @@ class Ledger:
             self._write(self._entry(verb, request_id, subject_ids, acked=True))
             os.fsync(self._file.fileno())
             self.acks_count += 1
-            if verb == "enrol":
+            if verb == "enrol" and not lasting:
                 self._enrolled += subject_ids
 
     def extend(self, token: facegrid.Token) -> None:

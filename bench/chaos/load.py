@@ -60,10 +60,12 @@ class Load:
         clock: Clock,
         seed: int,
     ) -> None:
+        self.pause_s = PAUSE_S
+        """Of each thread after each call."""
         self._targets = list(targets)
         self._ledger = ledger
         self._tally = tally
-        self._gaps = gaps
+        self.gaps = gaps
         self._clock = clock
         self._seed = seed
         self._stop = threading.Event()
@@ -111,7 +113,7 @@ class Load:
         writes = work in (self._enrol, self._enrol_stream, self._erase)
         timeout_s = WRITE_TIMEOUT_S if writes else READ_TIMEOUT_S
         with facegrid.Client(self._targets, timeout_s=timeout_s) as client:
-            while not self._stop.wait(PAUSE_S):
+            while not self._stop.wait(self.pause_s):
                 with self._watched(work.__name__):
                     work(client, rng)
         self._ended.append(threading.current_thread())
@@ -144,7 +146,7 @@ class Load:
             vectors=vectors_of(subject_ids),
             request_id=request_id,
         )
-        self._gaps.acked(subject_ids)
+        self.gaps.acked(subject_ids)
         self._ledger.acknowledge("enrol", request_id, subject_ids, token=token)
         self._tally.did("enrolments", len(subject_ids))
 
@@ -180,7 +182,7 @@ class Load:
         def on_ack(rows: int) -> None:
             nonlocal acked
             while (acked + 1) * STREAM_BATCH_ROWS <= rows:
-                self._gaps.acked(parts[acked])
+                self.gaps.acked(parts[acked])
                 self._ledger.acknowledge("enrol", request_ids[acked], parts[acked])
                 self._tally.did("enrolments", STREAM_BATCH_ROWS)
                 acked += 1
@@ -248,6 +250,9 @@ class Load:
         started_s: float,
         after: facegrid.Token | None,
     ) -> None:
+        if answer.coverage.unconfirmed_share > 0:
+            self._tally.did("unconfirmed lists")  # and so promised nothing
+            return
         found = [candidate.subject_id for candidate in answer.candidates]
         for subject_id in found:
             self._check_not_gone(subject_id, started_s)
@@ -265,18 +270,25 @@ class Load:
         after = self._ledger.token if rng.random() < 0.5 else None
         verify = rng.random() < 0.5
         with self._reading("verify" if verify else "get") as started_s:
+            found: facegrid.Verification | facegrid.Template | None = None
+            unconfirmed = False
             try:
                 if verify:
-                    client.verify(GALLERY, subject_id, vector_of(subject_id), after=after)
+                    found = client.verify(GALLERY, subject_id, vector_of(subject_id), after=after)
                 else:
-                    template_id = template_of(subject_id)
-                    client.get_template(GALLERY, template_id, subject_id=subject_id, after=after)
-            except NotFoundError:
-                if self._must_see(subject_id, started_s, after):
-                    self._tally.lose(subject_id)
-            else:
+                    found = client.get_template(
+                        GALLERY, template_of(subject_id), subject_id=subject_id, after=after
+                    )
+                unconfirmed = found.unconfirmed
+            except NotFoundError as error:
+                unconfirmed = "unconfirmed" in error.facts
+            self._tally.did("unconfirmed look-ups" if unconfirmed else "look-ups")
+            if unconfirmed:
+                return
+            if found is not None:
                 self._check_not_gone(subject_id, started_s)
-            self._tally.did("look-ups")
+            elif self._must_see(subject_id, started_s, after):
+                self._tally.lose(subject_id)
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[float]:

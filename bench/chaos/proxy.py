@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from facegrid.clock import SystemClock
 from fgctl.local.etcd import HOST
@@ -14,22 +14,29 @@ STOP_S = 2.0
 
 T = TypeVar("T")
 
+Way = Literal["there", "back"]
+"""From who connects to whom it connects to, or the answers to that."""
+
 
 class Link:
     """Connections to one address. Its methods run in the proxies' loop."""
 
     def __init__(self, upstream: str) -> None:
         self._upstream = upstream
-        self._passing = asyncio.Event()
-        self._passing.set()
+        self._passing: dict[Way, asyncio.Event] = {
+            "there": asyncio.Event(),
+            "back": asyncio.Event(),
+        }
         self._refusing = False
         self._delay_s = 0.0
         self._clock = SystemClock()
         self._writers: set[asyncio.StreamWriter] = set()
+        self.heal()
 
-    def hold(self) -> None:
-        """Be a black hole: nothing passes, nothing is refused, nobody is told."""
-        self._passing.clear()
+    def hold(self, *ways: Way) -> None:
+        """Be a black hole, in one direction or both: nothing passes, nobody is told."""
+        for way in ways or self._passing:
+            self._passing[way].clear()
 
     def slow(self, delay_s: float) -> None:
         """Delay whatever passes."""
@@ -42,7 +49,8 @@ class Link:
 
     def heal(self) -> None:
         """Let everything pass; what was held back comes now."""
-        self._passing.set()
+        for passing in self._passing.values():
+            passing.set()
         self._refusing = False
         self._delay_s = 0.0
 
@@ -66,24 +74,27 @@ class Link:
         self._writers |= ends
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._carry(reader, far_writer, writer))
-                tasks.create_task(self._carry(far_reader, writer, far_writer))
+                tasks.create_task(self._carry("there", reader, far_writer, source=writer))
+                tasks.create_task(self._carry("back", far_reader, writer, source=far_writer))
         finally:
             self._writers -= ends
 
     async def _carry(
         self,
+        way: Way,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        *,
         source: asyncio.StreamWriter,
     ) -> None:
+        passing = self._passing[way]
         try:
             while data := await reader.read(CHUNK_BYTES):
                 await self._clock.sleep(self._delay_s)
-                await self._passing.wait()
+                await passing.wait()
                 writer.write(data)
                 await writer.drain()
-            await self._passing.wait()
+            await passing.wait()
         except OSError:
             pass
         finally:
@@ -111,6 +122,11 @@ class Proxies:
     def __exit__(self, *_exc_info: object) -> None:
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(2 * STOP_S)
+
+    @property
+    def names(self) -> list[str]:
+        """The links that there are."""
+        return list(self._links)
 
     def open(self, name: str, upstream: str) -> str:
         """Begin to serve a link; return where it is reached."""

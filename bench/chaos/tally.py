@@ -32,6 +32,16 @@ class WriteGaps:
         with self._lock:
             return max(self._longest_s)
 
+    @property
+    def open_s(self) -> float:
+        """The longest time that has gone by since a write to any shard."""
+        with self._lock:
+            return self._clock.now_s() - min(self._last_s)
+
+    def fresh(self) -> "WriteGaps":
+        """Return the same shards, of which no gap is known yet."""
+        return WriteGaps(self._firsts, self._clock)
+
     def shard_of(self, subject_id: str) -> int:
         """Return the number of a subject's shard, by the start of its range."""
         return bisect.bisect_right(self._firsts, subject_key(subject_id)) - 1

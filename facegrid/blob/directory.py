@@ -25,11 +25,19 @@ from typing import Final, TypeVar
 
 from facegrid.blob.names import check_nesting, check_object_name, check_prefix, is_object_name
 from facegrid.errors import ConflictError, NotFoundError, UnavailableError
+from facegrid.format.log import parse_log_name
 
 _TMP: Final = ".tmp"
+_LOCK: Final = "lock"
+LOCK_PATH: Final = f"{_TMP}/{_LOCK}"
+"""The file of the store itself that is always there and is no object."""
 _THREADS: Final = 8
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FOLDER_MODE: Final = 0o700
+RESERVE_SHARE: Final = 0.05
+RESERVE_BYTES_MAX: Final = 256 * 1024 * 1024
+"""While less than this is free, no log object is taken: what is left is for the segments and
+manifests of a flush, after which the log can be trimmed."""
 
 T = TypeVar("T")
 
@@ -46,6 +54,11 @@ class Files:
     def sync(self, fd: int) -> None:
         """Bring a file or a folder to the disk."""
         os.fsync(fd)
+
+    def room_bytes(self, folder: Path) -> tuple[int, int]:
+        """Return how much of a file system is free for us, and how large it is."""
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
     def link(self, source: Path, target: Path) -> None:
         """Give a file a second name, unless the name exists."""
@@ -108,6 +121,8 @@ class DirectoryStore:
     def _put_new(self, name: str, data: bytes) -> None:
         target = self._root / name
         with self._translated("put", name), self._temporary() as (temporary, fd):
+            if parse_log_name(name) is not None:
+                self._check_room(name, len(data))
             self._make_durable(name, target.parent)
             self._files.write(fd, data)
             self._sync(fd, path=temporary)
@@ -125,6 +140,19 @@ class DirectoryStore:
                 self._durable.clear()
                 raise
             self._sync_folder(target.parent)
+
+    def _check_room(self, name: str, size_bytes: int) -> None:
+        """Raise UnavailableError (STORE_FULL) before the disk is full to the last byte."""
+        free_bytes, all_bytes = self._files.room_bytes(self._root)
+        reserve_bytes = min(int(all_bytes * RESERVE_SHARE), RESERVE_BYTES_MAX)
+        if free_bytes - size_bytes < reserve_bytes:
+            raise UnavailableError(
+                f"store is almost full path={self._root} free_bytes={free_bytes}"
+                f" reserve_bytes={reserve_bytes}",
+                reason="STORE_FULL",
+                path=self._root,
+                name=name,
+            )
 
     def _get(self, name: str) -> bytes:
         with self._translated("get", name):
@@ -169,7 +197,7 @@ class DirectoryStore:
 
     @contextlib.contextmanager
     def _locked(self, operation: int) -> Iterator[None]:
-        fd = os.open(self._tmp / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._tmp / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, operation)
             yield
@@ -180,7 +208,7 @@ class DirectoryStore:
         """Remove what crashed writers left; leave it for later while anybody is writing."""
         with contextlib.suppress(BlockingIOError), self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
             for path in self._tmp.iterdir():
-                if path.name != "lock":
+                if path.name != _LOCK:
                     self._files.unlink(path)
 
     def _probe(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from facegrid.blob.directory import LOCK_PATH
 from facegrid.blob.names import check_object_name, check_prefix, is_object_name
 from facegrid.errors import NotFoundError, UnavailableError
 
@@ -63,7 +64,8 @@ class DirectoryReader:
 
     async def strangers(self) -> Sequence[str]:
         """Return the paths of files that are no objects: temporary files and what others put."""
-        return [name for name in await self._paths() if not is_object_name(name)]
+        paths = await self._paths()
+        return [name for name in paths if not is_object_name(name) and name != LOCK_PATH]
 
     async def _paths(self) -> Sequence[str]:
         return await asyncio.to_thread(self._walk)

@@ -2,6 +2,6 @@
 
 from facegrid.client.aio import AsyncClient
 from facegrid.client.blocking import Client
-from facegrid.client.values import EnrolBatch, Erasure, Template
+from facegrid.client.values import EnrolBatch, Erasure, Template, Verification
 
-__all__ = ["AsyncClient", "Client", "EnrolBatch", "Erasure", "Template"]
+__all__ = ["AsyncClient", "Client", "EnrolBatch", "Erasure", "Template", "Verification"]

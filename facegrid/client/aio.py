@@ -16,12 +16,13 @@ from facegrid.client import arguments, checks
 from facegrid.client.ambient import Ambient
 from facegrid.client.caller import Caller
 from facegrid.client.stream import EnrolSession
-from facegrid.client.values import EnrolBatch, Erasure, Matrix, Template
+from facegrid.client.values import EnrolBatch, Erasure, Matrix, Template, Verification
 from facegrid.errors import InvalidError
-from facegrid.model import Candidate, CandidateList, Gallery, Token
+from facegrid.model import CandidateList, Gallery, Token
 from facegrid.rpc.channel import TlsFiles
 
 TRAIN_S: Final = 600.0
+TUNE_S: Final = 1800.0
 
 
 class AsyncClient:
@@ -53,7 +54,7 @@ class AsyncClient:
             ambient=ambient or Ambient(),
         )
 
-    async def create_gallery(
+    async def create_gallery(  # noqa: PLR0913 - each is one setting
         self,
         name: str,
         *,
@@ -62,6 +63,8 @@ class AsyncClient:
         shards: int = 1,
         replicas: int = 1,
         train_at: int | None = None,
+        profile: str | None = None,
+        miss_rate_max: float | None = None,
     ) -> Gallery:
         """Create a gallery and return it once its shards accept writes.
 
@@ -73,6 +76,10 @@ class AsyncClient:
             replicas: copies of each part, on different nodes.
             train_at: number of templates at which the index trains by itself; 0: never; not given:
                 the service's default.
+            profile: how hard searches try that do not say: "exhaustive", "balanced" (the default)
+                or "fast".
+            miss_rate_max: share of mates that "balanced" may miss because of the index, above 0 to
+                0.1; not given: 0.001.
 
         Raises:
             ConflictError: the name is taken with other settings.
@@ -84,6 +91,8 @@ class AsyncClient:
             shards_count=arguments.checked_count(shards, field="shards"),
             replicas_count=arguments.checked_count(replicas, field="replicas"),
             train_at_templates_count=arguments.checked_train_at(train_at),
+            profile=arguments.checked_profile(profile),
+            miss_rate_max=arguments.checked_miss_rate_max(miss_rate_max),
         )
         response = await self._caller.call(
             lambda channel: GalleryServiceStub(channel).CreateGallery,
@@ -128,6 +137,61 @@ class AsyncClient:
         response = await self._caller.call(
             lambda channel: GalleryServiceStub(channel).TrainGallery,
             gallery_service_pb2.TrainGalleryRequest(name=arguments.checked_name(name)),
+            timeout_s=arguments.checked_timeout(timeout_s),
+        )
+        return wire.from_wire_gallery(response.gallery)
+
+    async def update_gallery(
+        self, name: str, *, profile: str | None = None, miss_rate_max: float | None = None
+    ) -> Gallery:
+        """Change settings of a gallery and return it; what is not given stays.
+
+        After a change of `miss_rate_max` the gallery is tuned anew by itself.
+
+        Args:
+            name: of the gallery.
+            profile: how hard searches try that do not say: "exhaustive", "balanced" or "fast".
+            miss_rate_max: share of mates that "balanced" may miss because of the index, above 0 to
+                0.1.
+
+        Raises:
+            NotFoundError: there is no such gallery.
+        """
+        request = gallery_service_pb2.UpdateGalleryRequest(
+            name=arguments.checked_name(name),
+            profile=arguments.checked_profile(profile),
+            miss_rate_max=arguments.checked_miss_rate_max(miss_rate_max),
+        )
+        response = await self._caller.call(
+            lambda channel: GalleryServiceStub(channel).UpdateGallery,
+            request,
+            timeout_s=self._timeout_s,
+        )
+        return wire.from_wire_gallery(response.gallery)
+
+    async def tune(
+        self, name: str, *, mates: int | None = None, timeout_s: float = TUNE_S
+    ) -> Gallery:
+        """Measure what the index misses against exact search, and set the profiles by it.
+
+        Returns the gallery with its tuning. It also happens by itself, after training and as the
+        gallery grows.
+
+        Args:
+            name: of the gallery.
+            mates: mated pairs to measure on, at most 1,000,000; not given: as many as the allowed
+                miss rate wants.
+            timeout_s: how long it may take.
+
+        Raises:
+            InvalidError: the gallery is searched exactly (NOT_TRAINED), or too few mates were seen
+                to state anything (TOO_FEW_MATES).
+        """
+        response = await self._caller.call(
+            lambda channel: GalleryServiceStub(channel).TuneGallery,
+            gallery_service_pb2.TuneGalleryRequest(
+                name=arguments.checked_name(name), mates_count_max=arguments.checked_mates(mates)
+            ),
             timeout_s=arguments.checked_timeout(timeout_s),
         )
         return wire.from_wire_gallery(response.gallery)
@@ -226,11 +290,13 @@ class AsyncClient:
         *,
         subject_id: str | None = None,
         after: Token | None = None,
+        confirmed_only: bool = False,
     ) -> Template:
-        """Return one stored template, rounded as it is stored.
+        """Return one stored template, rounded as it is stored. `confirmed_only` as in `verify`.
 
         Raises:
             InvalidError: several subjects have a template of this id (TEMPLATE_AMBIGUOUS).
+            UnavailableError: no copy could confirm its answer (UNCONFIRMED).
         """
         response = await self._caller.call(
             lambda channel: EnrolmentServiceStub(channel).GetTemplate,
@@ -239,11 +305,12 @@ class AsyncClient:
                 template_id=checks.checked_ids([template_id], field="template_id")[0],
                 subject_id=_optional_id(subject_id),
                 after=arguments.checked_after(after),
+                confirmed_only=arguments.checked_confirmed_only(confirmed_only),
             ),
             timeout_s=self._timeout_s,
         )
         vector = wire.from_wire_vectors(response.vector, dim=response.vector.dim, field="vector")
-        return Template(response.template_id, response.subject_id, vector[0])
+        return Template(response.template_id, response.subject_id, vector[0], response.unconfirmed)
 
     async def erase(
         self,
@@ -269,7 +336,7 @@ class AsyncClient:
         )
         return Erasure(wire.from_wire_token(response.token), response.erased_templates_count)
 
-    async def identify(
+    async def identify(  # noqa: PLR0913 - each is one thing that callers may wish of an answer
         self,
         gallery: str,
         probes: Matrix,
@@ -277,7 +344,9 @@ class AsyncClient:
         k: int = 10,
         threshold: float | None = None,
         coverage_min: float | None = None,
+        unconfirmed_max: float | None = None,
         after: Token | None = None,
+        profile: str | None = None,
     ) -> list[CandidateList]:
         """Return for every probe the subjects that resemble it most.
 
@@ -287,11 +356,17 @@ class AsyncClient:
             k: longest list wanted, 1 to 2,048.
             threshold: candidates with a lower score are left out.
             coverage_min: least share of the gallery that must have been searched; not given: all.
+            unconfirmed_max: largest share of it that may have been searched on copies which could
+                not confirm that they have everything, 0 to 1; not given: 1, so that searches go on
+                while etcd is away, and `coverage.unconfirmed_share` of the answer tells.
             after: what a write returned, to see at least that.
+            profile: how hard to search: "exhaustive", "balanced" or "fast"; not given: as the
+                gallery says. `coverage.scanned_share` of the answer tells how much was looked at.
 
         Raises:
             InvalidError: a probe is malformed; `row` says which.
-            UnavailableError: too little of the gallery could be searched (COVERAGE_TOO_LOW).
+            UnavailableError: too little of the gallery could be searched (COVERAGE_TOO_LOW), or
+                too little of it confirmed (UNCONFIRMED).
         """
         response = await self._caller.call(
             lambda channel: IdentificationServiceStub(channel).Identify,
@@ -301,7 +376,9 @@ class AsyncClient:
                 k=arguments.checked_k(k),
                 threshold=arguments.checked_threshold(threshold),
                 coverage_min=arguments.checked_coverage_min(coverage_min),
+                unconfirmed_max=arguments.checked_unconfirmed_max(unconfirmed_max),
                 after=arguments.checked_after(after),
+                profile=arguments.checked_profile(profile),
             ),
             timeout_s=self._timeout_s,
         )
@@ -309,9 +386,29 @@ class AsyncClient:
         return [wire.from_wire_candidate_list(answer, coverage) for answer in response.lists]
 
     async def verify(
-        self, gallery: str, subject_id: str, probe: Matrix, *, after: Token | None = None
-    ) -> Candidate:
-        """Return the score of a probe, [dim] or [1, dim], against a subject's best template."""
+        self,
+        gallery: str,
+        subject_id: str,
+        probe: Matrix,
+        *,
+        after: Token | None = None,
+        confirmed_only: bool = False,
+    ) -> Verification:
+        """Return the score of a probe, [dim] or [1, dim], against a subject's best template.
+
+        Args:
+            gallery: its name.
+            subject_id: whom to compare the probe with.
+            probe: one vector.
+            after: what a write returned, to see at least that.
+            confirmed_only: rather fail than be answered by a copy that could not confirm that it
+                has everything.
+
+        Raises:
+            NotFoundError: there is no such subject (SUBJECT_UNKNOWN); with the fact `unconfirmed`
+                where the copy that says so could not confirm it.
+            UnavailableError: no copy could confirm its answer (UNCONFIRMED).
+        """
         response = await self._caller.call(
             lambda channel: IdentificationServiceStub(channel).Verify,
             identification_service_pb2.VerifyRequest(
@@ -319,10 +416,11 @@ class AsyncClient:
                 subject_id=checks.checked_ids([subject_id], field="subject_id")[0],
                 probe=wire.to_wire_vectors(checks.checked_probe(probe)),
                 after=arguments.checked_after(after),
+                confirmed_only=arguments.checked_confirmed_only(confirmed_only),
             ),
             timeout_s=self._timeout_s,
         )
-        return Candidate(subject_id, response.template_id, response.score, rank=1)
+        return Verification(subject_id, response.template_id, response.score, response.unconfirmed)
 
     async def aclose(self) -> None:
         """Close the connections; calls in flight end as UnavailableError. Idempotent."""

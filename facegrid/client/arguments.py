@@ -14,6 +14,8 @@ from facegrid.api.v1 import types_pb2
 from facegrid.errors import InvalidError
 from facegrid.model import Token
 from facegrid.rpc.channel import TlsFiles
+from facegrid.tuning import MATES_COUNT_LIMIT, MISS_RATE_MAX_LIMIT, Profile
+from facegrid.tuning_messages import to_profile_message
 
 COUNT_LAST: Final = 2**31 - 1
 TRAIN_AT_LAST: Final = 2**62
@@ -144,6 +146,47 @@ def checked_request_id(value: object) -> str:
     return value
 
 
+def checked_profile(value: object) -> types_pb2.Profile.ValueType:
+    """Return a profile as it is sent; unset for None.
+
+    Raises:
+        InvalidError: there is no such profile (PROFILE_UNKNOWN).
+    """
+    if value is None:
+        return to_profile_message(None)
+    if not is_text(value) or value not in tuple(Profile):
+        raise InvalidError(
+            f"profile must be one of {', '.join(Profile)} value={value!r}",
+            reason="PROFILE_UNKNOWN",
+            field="profile",
+        )
+    return to_profile_message(Profile(value))
+
+
+def checked_miss_rate_max(value: object) -> float | None:
+    """Return the share of mates that may be missed; None where nothing is said.
+
+    Raises:
+        InvalidError: it is no number above 0, to 0.1 (OUT_OF_BOUNDS).
+    """
+    if value is None:
+        return None
+    bounds = f"above 0 to {MISS_RATE_MAX_LIMIT}"
+    share = _real(value, field="miss_rate_max", bounds=bounds)
+    if not 0 < share <= MISS_RATE_MAX_LIMIT:
+        raise _out_of_bounds("miss_rate_max", bounds, value)
+    return share
+
+
+def checked_mates(value: object) -> int:
+    """Return on how many mated pairs to measure; 0 for None.
+
+    Raises:
+        InvalidError: it is no whole number from 1 to 1,000,000 (OUT_OF_BOUNDS).
+    """
+    return 0 if value is None else _whole(value, field="mates", least=1, last=MATES_COUNT_LIMIT)
+
+
 def checked_after(token: object) -> types_pb2.Token | None:
     """Return a token as it is sent.
 
@@ -214,6 +257,35 @@ def checked_coverage_min(value: object) -> float | None:
     if not 0 < share <= 1:
         raise _out_of_bounds("coverage_min", "above 0 to 1", value)
     return share
+
+
+def checked_unconfirmed_max(value: object) -> float | None:
+    """Return the largest share that may be answered unconfirmed.
+
+    Raises:
+        InvalidError: it is no number from 0 to 1 (OUT_OF_BOUNDS).
+    """
+    if value is None:
+        return None
+    share = _real(value, field="unconfirmed_max", bounds="0 to 1")
+    if not 0 <= share <= 1:
+        raise _out_of_bounds("unconfirmed_max", "0 to 1", value)
+    return share
+
+
+def checked_confirmed_only(value: object) -> bool:
+    """Return whether an answer must be confirmed.
+
+    Raises:
+        InvalidError: it is no bool (OUT_OF_BOUNDS).
+    """
+    if not isinstance(value, bool):
+        raise InvalidError(
+            f"confirmed_only must be a bool type={kind(value)}",
+            reason="OUT_OF_BOUNDS",
+            field="confirmed_only",
+        )
+    return value
 
 
 def check_callable(value: object, *, field: str) -> None:

@@ -8,14 +8,14 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, Self, TypeVar
 
-from facegrid.client.aio import TRAIN_S, AsyncClient
+from facegrid.client.aio import TRAIN_S, TUNE_S, AsyncClient
 from facegrid.client.ambient import Ambient
 from facegrid.client.arguments import check_callable
 from facegrid.client.caller import closed_error
 from facegrid.client.checks import checked_batches
-from facegrid.client.values import EnrolBatch, Erasure, Matrix, Template
+from facegrid.client.values import EnrolBatch, Erasure, Matrix, Template, Verification
 from facegrid.errors import InvalidError
-from facegrid.model import Candidate, CandidateList, Gallery, Token
+from facegrid.model import CandidateList, Gallery, Token
 from facegrid.rpc.channel import TlsFiles
 
 CLOSE_S_MAX: Final = 5.0
@@ -46,7 +46,7 @@ class Client:
         self._closed = False
         self._finalizer = weakref.finalize(self, _shut, self._aio, self._loop)
 
-    def create_gallery(
+    def create_gallery(  # noqa: PLR0913 - each is one setting
         self,
         name: str,
         *,
@@ -55,6 +55,8 @@ class Client:
         shards: int = 1,
         replicas: int = 1,
         train_at: int | None = None,
+        profile: str | None = None,
+        miss_rate_max: float | None = None,
     ) -> Gallery:
         """Create a gallery and return it once its shards accept writes."""
         return self._run(
@@ -65,6 +67,8 @@ class Client:
                 shards=shards,
                 replicas=replicas,
                 train_at=train_at,
+                profile=profile,
+                miss_rate_max=miss_rate_max,
             )
         )
 
@@ -83,6 +87,18 @@ class Client:
     def train(self, name: str, *, timeout_s: float = TRAIN_S) -> Gallery:
         """Train the gallery's index and return once every shard searches with it."""
         return self._run(self._aio.train(name, timeout_s=timeout_s))
+
+    def update_gallery(
+        self, name: str, *, profile: str | None = None, miss_rate_max: float | None = None
+    ) -> Gallery:
+        """Change settings of a gallery and return it; what is not given stays."""
+        return self._run(
+            self._aio.update_gallery(name, profile=profile, miss_rate_max=miss_rate_max)
+        )
+
+    def tune(self, name: str, *, mates: int | None = None, timeout_s: float = TUNE_S) -> Gallery:
+        """Measure what the index misses against exact search, and set the profiles by it."""
+        return self._run(self._aio.tune(name, mates=mates, timeout_s=timeout_s))
 
     def enrol(
         self,
@@ -138,10 +154,17 @@ class Client:
         *,
         subject_id: str | None = None,
         after: Token | None = None,
+        confirmed_only: bool = False,
     ) -> Template:
         """Return one stored template, rounded as it is stored."""
         return self._run(
-            self._aio.get_template(gallery, template_id, subject_id=subject_id, after=after)
+            self._aio.get_template(
+                gallery,
+                template_id,
+                subject_id=subject_id,
+                after=after,
+                confirmed_only=confirmed_only,
+            )
         )
 
     def erase(
@@ -162,7 +185,7 @@ class Client:
             )
         )
 
-    def identify(
+    def identify(  # noqa: PLR0913 - each is one thing that callers may wish of an answer
         self,
         gallery: str,
         probes: Matrix,
@@ -170,7 +193,9 @@ class Client:
         k: int = 10,
         threshold: float | None = None,
         coverage_min: float | None = None,
+        unconfirmed_max: float | None = None,
         after: Token | None = None,
+        profile: str | None = None,
     ) -> list[CandidateList]:
         """Return for every probe, [probes, dim], the subjects that resemble it most."""
         return self._run(
@@ -180,15 +205,27 @@ class Client:
                 k=k,
                 threshold=threshold,
                 coverage_min=coverage_min,
+                unconfirmed_max=unconfirmed_max,
                 after=after,
+                profile=profile,
             )
         )
 
     def verify(
-        self, gallery: str, subject_id: str, probe: Matrix, *, after: Token | None = None
-    ) -> Candidate:
+        self,
+        gallery: str,
+        subject_id: str,
+        probe: Matrix,
+        *,
+        after: Token | None = None,
+        confirmed_only: bool = False,
+    ) -> Verification:
         """Return the score of a probe, [dim] or [1, dim], against a subject's best template."""
-        return self._run(self._aio.verify(gallery, subject_id, probe, after=after))
+        return self._run(
+            self._aio.verify(
+                gallery, subject_id, probe, after=after, confirmed_only=confirmed_only
+            )
+        )
 
     def close(self) -> None:
         """Close the connections; calls of other threads end as UnavailableError. Idempotent."""

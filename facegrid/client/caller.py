@@ -31,6 +31,8 @@ RETRY_FACTOR: Final = 2.0
 RETRY_LIMIT_S: Final = 2.0
 
 CLOSED: Final = "CLOSED"
+NEED_PEOPLE: Final = frozenset({CLOSED, "TOO_FEW_NODES"})
+"""Reasons that do not pass by themselves: somebody has to do what the message says."""
 
 
 def closed_error() -> UnavailableError:
@@ -40,7 +42,7 @@ def closed_error() -> UnavailableError:
 
 def may_succeed_later(error: FacegridError) -> bool:
     """Tell whether the same request, sent again with the same id, may succeed."""
-    if isinstance(error, DeadlineError) or error.reason == CLOSED:
+    if isinstance(error, DeadlineError) or error.reason in NEED_PEOPLE:
         return False
     return isinstance(error, UnavailableError | FencedError | OverloadedError)
 

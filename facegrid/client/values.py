@@ -32,11 +32,30 @@ class EnrolBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Template:
-    """One stored template; `vector` is float32 [dim] of norm 1."""
+    """One stored template; `vector` is float32 [dim] of norm 1.
+
+    `unconfirmed`: the copy that answered could not confirm that it has everything, so that the
+    template may have been erased.
+    """
 
     template_id: str
     subject_id: str
     vector: npt.NDArray[np.float32]
+    unconfirmed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How much a probe resembles one subject: the score with the best of its templates.
+
+    `unconfirmed`: the copy that answered could not confirm that it has everything, so that the
+    template may have been erased, or a better one be missing.
+    """
+
+    subject_id: str
+    template_id: str
+    score: float
+    unconfirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

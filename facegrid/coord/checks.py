@@ -25,3 +25,13 @@ def check_transaction(
                 f"transaction writes a key twice key={operation.key}", reason="TXN_KEY_TWICE"
             )
         seen.add(operation.key)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise InvalidError if these are more keys than one transaction reads."""
+    if len(names) > limits.ETCD_TXN_OPERATIONS_MAX:
+        raise InvalidError(
+            f"too many keys in one read keys={len(names)} limit={limits.ETCD_TXN_OPERATIONS_MAX}",
+            reason="TXN_TOO_LONG",
+            limit="ETCD_TXN_OPERATIONS_MAX",
+        )

@@ -11,7 +11,7 @@ import grpc.aio
 
 from facegrid.api.etcd.v3 import etcd_pb2 as pb
 from facegrid.clock import Clock
-from facegrid.coord.checks import check_transaction
+from facegrid.coord.checks import check_names, check_transaction
 from facegrid.coord.port import (
     Delete,
     Guard,
@@ -80,6 +80,26 @@ class EtcdCoordinator:
         request = self._keys.range_request(prefix)
         response = await self._transport.read(RANGE, request, timeout_s=timeout_s)
         return Snapshot(response.header.revision, self._keys.items(response))
+
+    async def get_many(
+        self, names: Sequence[str], *, heads: Sequence[str] = (), timeout_s: float = 5.0
+    ) -> Snapshot:
+        """Return those of some keys that exist, by name, at one revision; of `heads` no values.
+
+        Raises:
+            InvalidError: more than 128 keys.
+        """
+        check_names((*names, *heads))
+        ranges = [pb.RangeRequest(key=self._keys.to_wire(name)) for name in names]
+        ranges += [pb.RangeRequest(key=self._keys.to_wire(head), keys_only=True) for head in heads]
+        # A transaction that only reads is linearizable, and may be sent again.
+        request = pb.TxnRequest(success=[pb.RequestOp(request_range=one) for one in ranges])
+        response = await self._transport.read(TXN, request, timeout_s=timeout_s)
+        found = [
+            item for one in response.responses for item in self._keys.items(one.response_range)
+        ]
+        found.sort(key=lambda item: item.key)
+        return Snapshot(response.header.revision, tuple(found))
 
     async def txn(
         self,

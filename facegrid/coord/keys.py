@@ -16,6 +16,13 @@ MANIFESTS: Final = "manifest/"
 MAPS: Final = "map/"
 GALLERIES: Final = "galleries/"
 DROPPED: Final = "dropped/"
+OPERATIONS: Final = "ops/"
+OPERATION_LOCKS: Final = "oplocks/"
+MARKS: Final = "marks/"
+DRIVER: Final = "driver"
+"""The router that drives operations, under its lease."""
+REBALANCER: Final = "rebalancer"
+"""How operations are run."""
 
 
 def node(node_id: NodeId, boot_id: str) -> str:
@@ -51,6 +58,21 @@ def gallery(gallery_name: GalleryName) -> str:
 def dropped(shard_id: ShardId) -> str:
     """Return the key that says: this shard's objects are to be deleted."""
     return DROPPED + _part(shard_id)
+
+
+def operation(operation_id: str) -> str:
+    """Return the key of an operation's record."""
+    return OPERATIONS + _part(operation_id)
+
+
+def operation_lock(shard_id: ShardId) -> str:
+    """Return the key that names the operation which may change a shard."""
+    return OPERATION_LOCKS + _part(shard_id)
+
+
+def mark(node_id: NodeId) -> str:
+    """Return the key of what operators want of a node."""
+    return MARKS + _part(node_id)
 
 
 def name_of(key: str, prefix: str) -> str:

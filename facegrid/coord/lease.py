@@ -44,6 +44,8 @@ class Registration:
         self._logger = logger
         self._lease_id = 0
         self._registered = False
+        self._told = False
+        """Whether an outage that lasts was told already."""
 
     async def run(self) -> None:
         """Register and renew until cancelled; then take the key back, if that is quickly done.
@@ -70,8 +72,11 @@ class Registration:
             self._registered = False
             return min(RETRY_S, interval_s)
         except UnavailableError as error:
-            self._logger.warning("registration not renewed", key=self._key, problem=str(error))
+            if not self._told:
+                self._logger.warning("registration not renewed", key=self._key, problem=str(error))
+            self._told = True
             return min(RETRY_S, interval_s)
+        self._told = False
         return interval_s
 
     async def _register(self, timeout_s: float) -> None:

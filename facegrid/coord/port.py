@@ -109,6 +109,15 @@ class Coordinator(Protocol):
         """Return all keys of a prefix at one revision."""
         ...
 
+    async def get_many(
+        self, names: Sequence[str], *, heads: Sequence[str] = (), timeout_s: float = 5.0
+    ) -> Snapshot:
+        """Return those of some keys that exist, by name, all as of one revision; of `heads` only
+        the revision of the last write, with an empty value. At most
+        limits.ETCD_TXN_OPERATIONS_MAX keys and heads together, each once.
+        """
+        ...
+
     async def txn(
         self,
         guards: Sequence[Guard | ValueGuard],

@@ -38,6 +38,11 @@ _SILENT: Final = {
 """Codes after which another member may do better. etcd answers UNKNOWN while it stops, and gRPC
 INTERNAL when a stream is reset."""
 
+_ELECTING: Final = {"etcdserver: no leader", "etcdserver: leader changed"}
+"""What members say while they choose a leader, which takes them seconds and ends by itself."""
+
+_ELECTION_PAUSE_S: Final = 0.1
+
 _KINDS: Final[dict[grpc.StatusCode, tuple[type[FacegridError], str]]] = {
     Code.NOT_FOUND: (NotFoundError, "LEASE_ENDED"),
     Code.INVALID_ARGUMENT: (InvalidError, "ETCD_REFUSED"),
@@ -138,9 +143,25 @@ class EtcdTransport:
         *,
         timeout_s: float,
     ) -> T:
-        """Try an idempotent exchange on each endpoint, each with its share of the time left."""
+        """Try an idempotent exchange on each endpoint, each with its share of the time left.
+
+        While a member says that a leader is being chosen, all are asked again until time is up.
+        """
         ends_s = self._clock.now_s() + timeout_s
+        while True:
+            try:
+                return await self._round(attempt, ends_s)
+            except _ElectionError as election:
+                if self._clock.now_s() + _ELECTION_PAUSE_S >= ends_s:
+                    raise election.problem from election
+                await self._clock.sleep(_ELECTION_PAUSE_S)
+
+    async def _round(
+        self, attempt: Callable[[grpc.aio.Channel, float], Awaitable[T]], ends_s: float
+    ) -> T:
+        """Ask each endpoint once."""
         problem: FacegridError = DeadlineError("no time left for etcd")
+        electing = False
         for endpoints_left_count in range(len(self.endpoints), 0, -1):
             endpoint = self.endpoint
             share_s = (ends_s - self._clock.now_s()) / endpoints_left_count
@@ -152,7 +173,10 @@ class EtcdTransport:
                 problem = self.translated(error)
                 if error.code() not in _SILENT:
                     raise problem from error
+                electing = electing or error.details() in _ELECTING
                 self.leave(endpoint)
+        if electing:
+            raise _ElectionError(problem)
         raise problem
 
     async def write(
@@ -226,6 +250,14 @@ class EtcdTransport:
         self._channels.clear()
         for channel in channels:
             await channel.close()
+
+
+class _ElectionError(Exception):
+    """No member answered, and one said that a leader is being chosen."""
+
+    def __init__(self, problem: FacegridError) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
 
 
 async def _unary(

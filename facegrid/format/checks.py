@@ -64,7 +64,6 @@ def parse(message: M, data: Buffer, *, what: str) -> M:
         message.ParseFromString(bytes(data))
     except DecodeError as error:
         raise CorruptError(f"{what} is damaged: {error}", what=what) from error
-    # No feature exists yet, so any required one is unknown.
     features: Iterable[str] = getattr(message, "required_features", ())
     unknown = sorted(set(features) - FEATURES_KNOWN)
     if unknown:
@@ -77,7 +76,21 @@ def parse(message: M, data: Buffer, *, what: str) -> M:
     return message
 
 
-FEATURES_KNOWN: Final[frozenset[str]] = frozenset()
+MAP_JOINING: Final = "map-joining"
+"""A map has nodes that join: a primary that does not wait for them could have what it erased found
+there, and whoever changes the map must keep them."""
+MAP_PENDING: Final = "map-pending"
+"""A map has shards that are being filled: nodes hold them, whoever changes the map keeps them."""
+MAP_MADE_COUNT: Final = "map-made-count"
+"""A gallery had more shards than it has: whoever changes the map must keep count, since the names
+of shards are used once."""
+SOURCES: Final = "sources"
+"""An object says how far other shards were brought in."""
+GALLERY_LIVES: Final = "gallery-lives"
+"""A shard goes while its gallery stays: less is deleted than with a gallery."""
+FEATURES_KNOWN: Final = frozenset(
+    {MAP_JOINING, MAP_PENDING, MAP_MADE_COUNT, SOURCES, GALLERY_LIVES}
+)
 """Features that this version can read."""
 
 

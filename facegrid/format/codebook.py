@@ -41,6 +41,8 @@ class CodebookArrays(ArrayValue):
         pq: float32 [pq_m, 2**pq_bits, dim / pq_m], finite.
         sample_count: rows it was trained on.
         seed: of the training.
+        coding_error: mean of 1 - cosine between rows of the sample and what their codes say; 0:
+            not measured.
     """
 
     dim: int
@@ -53,6 +55,7 @@ class CodebookArrays(ArrayValue):
     pq: Float32
     sample_count: int
     seed: int
+    coding_error: float = 0.0
 
 
 def codebook_prefix(gallery_uid: str) -> str:
@@ -76,6 +79,7 @@ def encode_codebook(codebook: CodebookArrays) -> bytes:
         rescore_factor=codebook.rescore_factor,
         sample_count=codebook.sample_count,
         seed=codebook.seed,
+        coding_error=codebook.coding_error,
     )
     problem = _header_problem(header) or _arrays_problem(codebook)
     assert not problem, problem
@@ -113,6 +117,7 @@ def decode_codebook(data: Buffer) -> CodebookArrays:
         pq=array_from(tables, "<f4", pq_shape, what=_WHAT),
         sample_count=header.sample_count,
         seed=header.seed,
+        coding_error=header.coding_error,
     )
     problem = _arrays_problem(codebook)
     require(not problem, _WHAT, problem)
@@ -129,9 +134,15 @@ def _header_problem(header: storage_pb2.CodebookHeader) -> str:
         return f"pq_m={header.pq_m} does not divide dim={header.dim}"
     if not 1 <= header.pq_bits <= _PQ_BITS_MAX:
         return f"pq_bits={header.pq_bits}"
+    return _measures_problem(header)
+
+
+def _measures_problem(header: storage_pb2.CodebookHeader) -> str:
+    """Say what is wrong with what was measured at training."""
     if header.rescore_factor < 1 or header.sample_count < 0:
         return f"rescore_factor={header.rescore_factor} sample_count={header.sample_count}"
-    return ""
+    # Not a number is not in between either.
+    return "" if 0 <= header.coding_error <= 2 else f"coding_error={header.coding_error}"
 
 
 def _arrays_problem(codebook: CodebookArrays) -> str:

@@ -6,6 +6,15 @@ rows. It finds mistakes and damage; it is not made to withstand somebody who cho
 """
 
 import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from facegrid.format.checks import require
+from facegrid.vectors import Int8
+
+UInt32 = npt.NDArray[np.uint32]
 
 DIGEST_BYTES = 16
 _MODULUS = 2**128
@@ -19,6 +28,34 @@ def row_digest(subject_id: str, template_id: str, codes: bytes) -> int:
     return int.from_bytes(data.digest(), "little")
 
 
+def row_digests(subjects: Sequence[bytes], templates: Sequence[bytes], codes: Int8) -> UInt32:
+    """Return `row_digest` of many rows as uint32 [n, 4], for `total`.
+
+    Args:
+        subjects: id of each row in UTF-8, at most 255 bytes.
+        templates: likewise.
+        codes: int8 [n, dim].
+    """
+    dim, data = codes.shape[1], codes.tobytes()
+    lengths = [length.to_bytes(2, "little") for length in range(256)]
+    # A copy costs a third less than an object made anew.
+    fresh = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    hashed: list[bytes] = []
+    rows = zip(subjects, templates, range(0, len(data), dim), strict=True)
+    for subject, template, at in rows:
+        one = fresh.copy()
+        head = lengths[len(subject)] + lengths[len(template)]
+        one.update(head + subject + template + data[at : at + dim])
+        hashed.append(one.digest())
+    return np.frombuffer(b"".join(hashed), "<u4").reshape(-1, 4).astype(np.uint32, copy=False)
+
+
+def total(rows: UInt32) -> int:
+    """Return the digest of rows, uint32 [n, 4] as `row_digests` gives them."""
+    columns = rows.sum(axis=0, dtype=np.uint64).tolist()
+    return sum(int(column) << (32 * place) for place, column in enumerate(columns)) % _MODULUS
+
+
 def add(digest: int, row: int) -> int:
     """Return the digest with a row more."""
     return (digest + row) % _MODULUS
@@ -27,6 +64,26 @@ def add(digest: int, row: int) -> int:
 def subtract(digest: int, row: int) -> int:
     """Return the digest with a row less."""
     return (digest - row) % _MODULUS
+
+
+def of_disjoint(digests: Iterable[str]) -> str:
+    """Return the digest of several sets of rows together, of which no two share a row.
+
+    Args:
+        digests: of each of them, 32 hex digits as nodes tell it.
+
+    Raises:
+        CorruptError: one is no digest.
+    """
+    together = 0
+    for digest in digests:
+        try:
+            data = bytes.fromhex(digest)
+        except ValueError:
+            data = b""
+        require(len(data) == DIGEST_BYTES, "digest", f"it is none digest={digest[:40]!r}")
+        together = add(together, int.from_bytes(data, "little"))
+    return to_bytes(together).hex()
 
 
 def to_bytes(digest: int) -> bytes:

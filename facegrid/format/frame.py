@@ -63,6 +63,10 @@ class Kind(IntEnum):
     CODEBOOK_CENTROIDS = 49
     CODEBOOK_PQ = 50
     STORED_GALLERY = 64
+    LOAD_PIN = 65
+    ERASURE_JOURNAL = 80
+    SNAPSHOT = 96
+    REPOSITORY_MARK = 97
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from facegrid.format.load_pin import parse_pin_name
 from facegrid.format.log import parse_log_name
 from facegrid.format.stored_gallery import parse_stored_gallery_name
 from facegrid.ids import ShardId
@@ -12,6 +13,7 @@ from facegrid.ids import ShardId
 SHA256_HEX_CHARS: Final = 64
 
 _HASHED: Final = re.compile(r"shards/([^/]+)/(segments|manifests)/[0-9a-f]{64}")
+_JOURNAL: Final = re.compile(r"journal/[^/]+/[^/]+/\d{19}-[0-9a-f]{64}")
 _CODEBOOK: Final = re.compile(r"codebooks/([^/]+)/[0-9a-f]{64}")
 
 
@@ -22,22 +24,24 @@ class ShardNames:
     logs: list[str] = field(default_factory=list)
     segments: list[str] = field(default_factory=list)
     manifests: list[str] = field(default_factory=list)
+    pins: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
         """Number of objects."""
-        return len(self.logs) + len(self.segments) + len(self.manifests)
+        return len(self.logs) + len(self.segments) + len(self.manifests) + len(self.pins)
 
 
 @dataclass(slots=True)
 class Inventory:
-    """Names by what they say. `galleries` are copies of etcd's records of galleries; `others` are
-    names that no format of this version has.
+    """Names by what they say. `galleries` are copies of etcd's records of galleries, `journals`
+    objects of erasure journals, `others` names that no format of this version has.
     """
 
     shards: dict[ShardId, ShardNames] = field(default_factory=dict)
     codebooks: list[str] = field(default_factory=list)
     galleries: list[str] = field(default_factory=list)
+    journals: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
 
@@ -51,8 +55,12 @@ def take_inventory(names: Iterable[str]) -> Inventory:
         elif hashed is not None:
             held = _shard(inventory, hashed[1])
             (held.segments if hashed[2] == "segments" else held.manifests).append(name)
+        elif parse_pin_name(name) is not None:
+            _shard(inventory, name.split("/")[1]).pins.append(name)
         elif parse_stored_gallery_name(name) is not None:
             inventory.galleries.append(name)
+        elif _JOURNAL.fullmatch(name):
+            inventory.journals.append(name)
         elif _CODEBOOK.fullmatch(name):
             inventory.codebooks.append(name)
         else:

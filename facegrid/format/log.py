@@ -6,7 +6,7 @@ a shard from 1, without gaps; the objects of a shard form a chain by the sha256 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from facegrid import limits
 from facegrid.api.storage.v1 import storage_pb2
 from facegrid.errors import CorruptError
+from facegrid.format.bitmap import Bool, pack_bits, unpack_bits
 from facegrid.format.checks import (
     DIGEST_BYTES,
     ArrayValue,
@@ -27,7 +28,17 @@ from facegrid.format.checks import (
     sha256_problem,
 )
 from facegrid.format.frame import Kind, encode_frame, expect_frames
-from facegrid.ids import ShardId
+from facegrid.format.sources import (
+    InheritedRequest,
+    SourcePosition,
+    features,
+    inherited_from_message,
+    inherited_to_message,
+    source_from_message,
+    source_to_message,
+)
+from facegrid.ids import ShardId, subject_key
+from facegrid.model import HashRange
 from facegrid.vectors import Int8
 
 LOG_RAW_BYTES_MAX: Final = 2 * (limits.LOG_GROUP_BYTES_MAX + limits.MESSAGE_BYTES_MAX)
@@ -65,6 +76,8 @@ class EnrolRecord(ArrayValue):
         request_digest: blake2b-128 of what was asked, 16 bytes.
         codes: int8 [n, dim].
         unchanged_count: rows of the request that were there already.
+        source: the record was brought in from another shard, which has come so far here.
+        inherited: requests that other shards carried out on keys that are here now.
     """
 
     position: int
@@ -75,11 +88,18 @@ class EnrolRecord(ArrayValue):
     subject_ids: Sequence[str]
     codes: Int8
     unchanged_count: int = 0
+    source: SourcePosition | None = None
+    inherited: Sequence[InheritedRequest] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EraseRecord:
-    """Templates to erase wherever they are, and subjects to erase with all their templates."""
+    """Templates to erase wherever they are, and subjects to erase with all their templates.
+
+    Attributes:
+        source, inherited: see EnrolRecord.
+        within: only subjects whose keys lie in this range; None: all.
+    """
 
     position: int
     request_id: str
@@ -87,9 +107,55 @@ class EraseRecord:
     written_unix_ms: int
     template_ids: Sequence[str]
     subject_ids: Sequence[str]
+    source: SourcePosition | None = None
+    within: HashRange | None = None
+    inherited: Sequence[InheritedRequest] = ()
+
+    def reaches(self, subject_id: str) -> bool:
+        """Tell whether it may erase rows of a subject."""
+        return self.within is None or self.within.contains(subject_key(subject_id))
 
 
-LogRecord = EnrolRecord | EraseRecord
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedSegment(ArrayValue):
+    """One segment of a bulk load.
+
+    Attributes:
+        sha256: of the segment object, 64 hex digits.
+        rows_count: rows in it, 1 or more.
+        unchanged: bool [rows_count], rows that were there already, which count as erased from the
+            beginning; None: no row was.
+    """
+
+    sha256: str
+    rows_count: int
+    unchanged: Bool | None = None
+
+    @property
+    def unchanged_count(self) -> int:
+        """Rows that were there already."""
+        return 0 if self.unchanged is None else int(np.count_nonzero(self.unchanged))
+
+    @property
+    def erased(self) -> Bool:
+        """Rows that count as erased, bool [rows_count]."""
+        return np.zeros(self.rows_count, np.bool_) if self.unchanged is None else self.unchanged
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRecord:
+    """Segments of a bulk load, whose rows are added in this order, all at once."""
+
+    position: int
+    request_id: str
+    request_digest: bytes
+    written_unix_ms: int
+    segments: Sequence[LoadedSegment]
+    source: SourcePosition | None = None
+    inherited: Sequence[InheritedRequest] = ()
+
+
+LogRecord = EnrolRecord | EraseRecord | LoadRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +210,7 @@ def encode_log(group: LogGroup) -> bytes:
     problem = group_problem(group)
     assert not problem, problem
     message = storage_pb2.LogObject(
+        required_features=features(sources=any(map(_is_mirrored, group.records))),
         shard_id=group.shard_id,
         generation=group.generation,
         predecessor=None if group.predecessor is None else ref_to_message(group.predecessor),
@@ -232,6 +299,23 @@ def ref_from_message(message: storage_pb2.LogRef) -> LogRef:
     return ref
 
 
+def _is_mirrored(record: LogRecord) -> bool:
+    """Tell whether a record says what only readers of mirrored records understand."""
+    return bool(record.source is not None or record.inherited) or (
+        isinstance(record, EraseRecord) and record.within is not None
+    )
+
+
+def encode_record(record: LogRecord) -> bytes:
+    """Return one record by itself, as one node sends it to another."""
+    return serialized(_record_to_message(record))
+
+
+def decode_record(data: Buffer) -> LogRecord:
+    """Return a record that was sent by itself; CorruptError if it is none."""
+    return _record_from_message(parse(storage_pb2.LogRecord(), data, what="log record"))
+
+
 def _record_to_message(record: LogRecord) -> storage_pb2.LogRecord:
     assert len(record.request_digest) == DIGEST_BYTES
     message = storage_pb2.LogRecord(
@@ -239,6 +323,8 @@ def _record_to_message(record: LogRecord) -> storage_pb2.LogRecord:
         request_id=record.request_id,
         request_digest=record.request_digest,
         written_unix_ms=record.written_unix_ms,
+        source=None if record.source is None else source_to_message(record.source),
+        inherited=[inherited_to_message(one) for one in record.inherited],
     )
     match record:
         case EnrolRecord():
@@ -256,7 +342,17 @@ def _record_to_message(record: LogRecord) -> storage_pb2.LogRecord:
         case EraseRecord():
             message.erase.CopyFrom(
                 storage_pb2.LogRecord.Erase(
-                    template_ids=record.template_ids, subject_ids=record.subject_ids
+                    template_ids=record.template_ids,
+                    subject_ids=record.subject_ids,
+                    bounded=record.within is not None,
+                    first=0 if record.within is None else record.within.first,
+                    last=0 if record.within is None else record.within.last,
+                )
+            )
+        case LoadRecord():
+            message.load.CopyFrom(
+                storage_pb2.LogRecord.Load(
+                    segments=[_loaded_to_message(segment) for segment in record.segments]
                 )
             )
     return message
@@ -265,17 +361,34 @@ def _record_to_message(record: LogRecord) -> storage_pb2.LogRecord:
 def _record_from_message(message: storage_pb2.LogRecord) -> LogRecord:
     what = f"log record position={message.position}"
     require(len(message.request_digest) == DIGEST_BYTES, what, "request digest has another length")
+    source = source_from_message(message.source, what) if message.HasField("source") else None
+    inherited = tuple(inherited_from_message(one, what) for one in message.inherited)
     match message.WhichOneof("kind"):
         case "enrol":
-            return _enrol_from_message(message, what)
+            return replace(_enrol_from_message(message, what, source), inherited=inherited)
         case "erase":
+            erase = message.erase
+            require(erase.first <= erase.last, what, "range is empty")
             return EraseRecord(
                 position=message.position,
                 request_id=message.request_id,
                 request_digest=message.request_digest,
                 written_unix_ms=message.written_unix_ms,
-                template_ids=list(message.erase.template_ids),
-                subject_ids=list(message.erase.subject_ids),
+                template_ids=list(erase.template_ids),
+                subject_ids=list(erase.subject_ids),
+                source=source,
+                within=HashRange(erase.first, erase.last) if erase.bounded else None,
+                inherited=inherited,
+            )
+        case "load":
+            return LoadRecord(
+                position=message.position,
+                request_id=message.request_id,
+                request_digest=message.request_digest,
+                written_unix_ms=message.written_unix_ms,
+                segments=[_loaded_from_message(one, what) for one in message.load.segments],
+                source=source,
+                inherited=inherited,
             )
         case None:
             raise CorruptError(
@@ -283,7 +396,9 @@ def _record_from_message(message: storage_pb2.LogRecord) -> LogRecord:
             )
 
 
-def _enrol_from_message(message: storage_pb2.LogRecord, what: str) -> EnrolRecord:
+def _enrol_from_message(
+    message: storage_pb2.LogRecord, what: str, source: SourcePosition | None
+) -> EnrolRecord:
     enrol = message.enrol
     rows = len(enrol.template_ids)
     require(len(enrol.subject_ids) == rows, what, "numbers of ids disagree")
@@ -300,4 +415,26 @@ def _enrol_from_message(message: storage_pb2.LogRecord, what: str) -> EnrolRecor
         subject_ids=list(enrol.subject_ids),
         codes=codes,
         unchanged_count=enrol.unchanged_count,
+        source=source,
     )
+
+
+def _loaded_to_message(segment: LoadedSegment) -> storage_pb2.LogRecord.Load.Segment:
+    return storage_pb2.LogRecord.Load.Segment(
+        sha256=bytes.fromhex(segment.sha256),
+        rows_count=segment.rows_count,
+        unchanged=b"" if segment.unchanged is None else pack_bits(segment.unchanged),
+        unchanged_count=segment.unchanged_count,
+    )
+
+
+def _loaded_from_message(message: storage_pb2.LogRecord.Load.Segment, what: str) -> LoadedSegment:
+    sha256, rows = message.sha256.hex(), message.rows_count
+    problem = sha256_problem(sha256)
+    require(not problem, what, problem)
+    require(rows > 0, what, f"rows_count={rows}")
+    unchanged = unpack_bits(message.unchanged, rows, what=what) if message.unchanged else None
+    segment = LoadedSegment(sha256, rows, unchanged)
+    counted = segment.unchanged_count == message.unchanged_count
+    require(counted, what, f"bitmap disagrees with its count segment={sha256}")
+    return segment

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from facegrid import limits
 from facegrid.api.storage.v1 import storage_pb2
+from facegrid.format.bitmap import Bool, pack_bits, unpack_bits
 from facegrid.format.checks import (
     DIGEST_BYTES,
     ArrayValue,
@@ -22,12 +22,25 @@ from facegrid.format.checks import (
     serialized,
     sha256_problem,
 )
+from facegrid.format.erasures import (
+    JournalRef,
+    journal_ref_from_message,
+    journal_ref_to_message,
+)
 from facegrid.format.frame import Kind, encode_frame, expect_frames
 from facegrid.format.log import LogRef, ref_from_message, ref_to_message
+from facegrid.format.sources import (
+    InheritedRequest,
+    SourcePosition,
+    features,
+    inherited_from_message,
+    inherited_to_message,
+    source_from_message,
+    source_to_message,
+    sources_problem,
+)
 from facegrid.ids import ShardId
 from facegrid.model import HashRange
-
-Bool = npt.NDArray[np.bool_]
 
 MANIFEST_RAW_BYTES_MAX: Final = 512 * limits.MIB
 """Room for the bitmaps of a billion rows and all remembered requests."""
@@ -75,6 +88,9 @@ class Manifest:
         requests: oldest first.
         digest: order-independent digest of the rows not erased, 16 bytes.
         templates_count: rows not erased.
+        journal: the end of the erasure journal up to `position`; None: nothing was ever erased.
+        sources: how far other shards have been brought in, up to `position`; sorted.
+        inherited: what other shards carried out on keys that are here now, oldest first.
     """
 
     shard_id: ShardId
@@ -87,6 +103,9 @@ class Manifest:
     requests: tuple[RememberedRequest, ...]
     digest: bytes
     templates_count: int
+    journal: JournalRef | None = None
+    sources: tuple[SourcePosition, ...] = ()
+    inherited: tuple[InheritedRequest, ...] = ()
 
 
 def manifest_prefix(shard_id: str) -> str:
@@ -104,6 +123,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     problem = manifest_problem(manifest)
     assert not problem, problem
     message = storage_pb2.Manifest(
+        required_features=features(sources=bool(manifest.sources or manifest.inherited)),
         shard_id=manifest.shard_id,
         first=manifest.range.first,
         last=manifest.range.last,
@@ -115,6 +135,9 @@ def encode_manifest(manifest: Manifest) -> bytes:
         requests=[_request_to_message(request) for request in manifest.requests],
         digest=manifest.digest,
         templates_count=manifest.templates_count,
+        journal=None if manifest.journal is None else journal_ref_to_message(manifest.journal),
+        sources=[source_to_message(source) for source in manifest.sources],
+        inherited=[inherited_to_message(one) for one in manifest.inherited],
     )
     return encode_frame(Kind.MANIFEST, serialized(message), compress="lz4")
 
@@ -141,6 +164,11 @@ def decode_manifest(data: Buffer) -> Manifest:
         requests=tuple(_request_from_message(request) for request in message.requests),
         digest=message.digest,
         templates_count=message.templates_count,
+        journal=(
+            journal_ref_from_message(message.journal) if message.HasField("journal") else None
+        ),
+        sources=tuple(source_from_message(one, _WHAT) for one in message.sources),
+        inherited=tuple(inherited_from_message(one, _WHAT) for one in message.inherited),
     )
     problem = manifest_problem(manifest)
     require(not problem, _WHAT, problem)
@@ -160,12 +188,13 @@ def manifest_problem(manifest: Manifest) -> str:
     ends_at = 0 if manifest.log is None else manifest.log.last_position
     if manifest.position != ends_at:
         return f"the log does not end at its position position={manifest.position} log={ends_at}"
-    if len(manifest.digest) != DIGEST_BYTES:
-        return "digest has another length"
+    journal_at = 0 if manifest.journal is None else manifest.journal.last_position
+    if len(manifest.digest) != DIGEST_BYTES or journal_at > manifest.position:
+        return f"digest has another length, or the journal is ahead of it last={journal_at}"
     live = sum(int(np.count_nonzero(~segment.erased)) for segment in manifest.segments)
     if manifest.templates_count != live:
         return f"rows do not add up templates_count={manifest.templates_count} live={live}"
-    return ""
+    return sources_problem(manifest.sources)
 
 
 def _segment_to_message(segment: ManifestSegment) -> storage_pb2.Manifest.Segment:
@@ -173,7 +202,7 @@ def _segment_to_message(segment: ManifestSegment) -> storage_pb2.Manifest.Segmen
     return storage_pb2.Manifest.Segment(
         sha256=bytes.fromhex(segment.sha256),
         rows_count=segment.rows_count,
-        erased=np.packbits(segment.erased, bitorder="little").tobytes(),
+        erased=pack_bits(segment.erased),
         erased_count=int(np.count_nonzero(segment.erased)),
     )
 
@@ -183,11 +212,7 @@ def _segment_from_message(message: storage_pb2.Manifest.Segment) -> ManifestSegm
     problem = sha256_problem(sha256)
     require(not problem, _WHAT, problem)
     rows = message.rows_count
-    whole_bytes = rows >= 0 and len(message.erased) == (rows + 7) // 8
-    require(whole_bytes, _WHAT, f"bitmap has another length segment={sha256}")
-    bits = np.unpackbits(np.frombuffer(message.erased, np.uint8), bitorder="little")
-    require(not bits[rows:].any(), _WHAT, f"bitmap goes beyond its rows segment={sha256}")
-    erased = bits[:rows].astype(np.bool_)
+    erased = unpack_bits(message.erased, rows, what=f"{_WHAT} segment={sha256}")
     counted = int(np.count_nonzero(erased)) == message.erased_count
     require(counted, _WHAT, f"bitmap disagrees with its count segment={sha256}")
     return ManifestSegment(sha256=sha256, rows_count=rows, erased=erased)

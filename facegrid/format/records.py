@@ -9,11 +9,28 @@ from dataclasses import dataclass
 
 from facegrid import limits
 from facegrid.api.storage.v1 import storage_pb2
-from facegrid.errors import InvalidError
-from facegrid.format.checks import parse, require, serialized, sha256_problem
+from facegrid.errors import CorruptError, InvalidError
+from facegrid.format.checks import (
+    GALLERY_LIVES,
+    MAP_JOINING,
+    MAP_MADE_COUNT,
+    MAP_PENDING,
+    parse,
+    require,
+    serialized,
+    sha256_problem,
+)
 from facegrid.format.log import LogRef, ref_from_message, ref_to_message
-from facegrid.ids import KEY_LAST, GalleryName, NodeId, ShardId, check_gallery_name
+from facegrid.format.tiling import tiling_problem
+from facegrid.ids import GalleryName, NodeId, ShardId, check_gallery_name
 from facegrid.model import Gallery, HashRange, NodeInfo, ShardAssignment, ShardMap
+from facegrid.tuning import MISS_RATE_MAX_DEFAULT, Profile, Tuning
+from facegrid.tuning_messages import (
+    from_profile_message,
+    from_tuning_message,
+    to_profile_message,
+    to_tuning_message,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +66,15 @@ class ManifestPointer:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """dropped/<shard>: objects that the named nodes delete."""
+    """dropped/<shard>: objects to be deleted by the first node named, or one after it.
+
+    `gallery_lives`: only this shard goes, and what belongs to the gallery stays.
+    """
 
     shard_id: ShardId
     gallery_uid: str
     node_ids: tuple[NodeId, ...]
+    gallery_lives: bool = False
 
 
 def encode_gallery(gallery: Gallery) -> bytes:
@@ -69,6 +90,15 @@ def encode_gallery(gallery: Gallery) -> bytes:
             train_at_templates_count=gallery.train_at_templates_count,
             codebook=gallery.codebook,
             created_unix_ms=gallery.created_unix_ms,
+            # What is as by default is left out, so that older versions write the same.
+            profile=to_profile_message(
+                None if gallery.profile is Profile.BALANCED else gallery.profile
+            ),
+            miss_rate_max=(
+                0.0 if gallery.miss_rate_max == MISS_RATE_MAX_DEFAULT else gallery.miss_rate_max
+            ),
+            tuning=None if gallery.tuning is None else to_tuning_message(gallery.tuning),
+            retrained_unix_ms=gallery.retrained_unix_ms,
         )
     )
 
@@ -93,7 +123,27 @@ def decode_gallery(data: bytes) -> Gallery:
         train_at_templates_count=message.train_at_templates_count,
         codebook=message.codebook,
         created_unix_ms=message.created_unix_ms,
+        profile=_profile(message, what),
+        miss_rate_max=message.miss_rate_max or MISS_RATE_MAX_DEFAULT,
+        tuning=_tuning(message, what),
+        retrained_unix_ms=message.retrained_unix_ms,
     )
+
+
+def _profile(message: storage_pb2.GalleryRecord, what: str) -> Profile:
+    try:
+        return from_profile_message(message.profile) or Profile.BALANCED
+    except InvalidError as error:
+        raise CorruptError(f"{what}: {error}") from error
+
+
+def _tuning(message: storage_pb2.GalleryRecord, what: str) -> Tuning | None:
+    if not message.HasField("tuning"):
+        return None
+    try:
+        return from_tuning_message(message.tuning)
+    except InvalidError as error:
+        raise CorruptError(f"{what}: {error}") from error
 
 
 def encode_shard_map(shard_map: ShardMap) -> bytes:
@@ -102,20 +152,27 @@ def encode_shard_map(shard_map: ShardMap) -> bytes:
     assert not problem, problem
     return serialized(
         storage_pb2.ShardMapRecord(
+            required_features=_map_features(shard_map),
             gallery=shard_map.gallery,
             gallery_uid=shard_map.gallery_uid,
             version=shard_map.version,
-            shards=[
-                storage_pb2.ShardMapRecord.Shard(
-                    shard_id=shard.shard_id,
-                    first=shard.range.first,
-                    last=shard.range.last,
-                    node_ids=shard.node_ids,
-                )
-                for shard in shard_map.shards
-            ],
+            shards=[_shard_to_message(shard) for shard in shard_map.shards],
+            pending=[_shard_to_message(shard) for shard in shard_map.pending],
+            made_count=shard_map.made_count,
         )
     )
+
+
+def _map_features(shard_map: ShardMap) -> list[str]:
+    """Return what a reader must know to act by a map, or to change it. A map without any of it is
+    as it always was, and all versions read it.
+    """
+    wanted = {
+        MAP_JOINING: any(shard.joining for shard in shard_map.held),
+        MAP_PENDING: bool(shard_map.pending),
+        MAP_MADE_COUNT: shard_map.next_number != len(shard_map.shards),
+    }
+    return sorted(feature for feature, needed in wanted.items() if needed)
 
 
 def decode_shard_map(data: bytes) -> ShardMap:
@@ -124,44 +181,40 @@ def decode_shard_map(data: bytes) -> ShardMap:
     message = parse(storage_pb2.ShardMapRecord(), data, what=what)
     require(bool(message.gallery_uid), what, "no gallery uid")
     require(message.version >= 1, what, f"version={message.version}")
-    for shard in message.shards:
+    for shard in (*message.shards, *message.pending):
         require(shard.first <= shard.last, what, f"range is empty shard={shard.shard_id}")
     shard_map = ShardMap(
         gallery=_gallery_name(message.gallery, what),
         gallery_uid=message.gallery_uid,
         version=message.version,
-        shards=tuple(
-            ShardAssignment(
-                shard_id=ShardId(shard.shard_id),
-                range=HashRange(shard.first, shard.last),
-                node_ids=tuple(NodeId(node_id) for node_id in shard.node_ids),
-            )
-            for shard in message.shards
-        ),
+        shards=tuple(map(_shard_from_message, message.shards)),
+        pending=tuple(map(_shard_from_message, message.pending)),
+        made_count=message.made_count,
     )
     problem = tiling_problem(shard_map)
     require(not problem, what, problem)
     return shard_map
 
 
-def tiling_problem(shard_map: ShardMap) -> str:
-    """Say what is wrong with a map's shards; empty when nothing is.
+def _shard_to_message(shard: ShardAssignment) -> storage_pb2.ShardMapRecord.Shard:
+    return storage_pb2.ShardMapRecord.Shard(
+        shard_id=shard.shard_id,
+        first=shard.range.first,
+        last=shard.range.last,
+        node_ids=shard.node_ids,
+        joining_node_ids=shard.joining,
+        source_shard_ids=shard.sources,
+    )
 
-    The invariant: the ranges cover the key space exactly once, in order, and every shard has an
-    id of its own and a node. Else a subject could be enrolled twice, or searched for nowhere.
-    """
-    expected = 0
-    for shard in shard_map.shards:
-        if not shard.shard_id or not all(shard.node_ids) or not shard.node_ids:
-            return f"a shard lacks its id or its nodes shard={shard.shard_id}"
-        if shard.range.first != expected:
-            return f"ranges do not tile the key space shard={shard.shard_id}"
-        expected = shard.range.last + 1
-    if expected != KEY_LAST + 1:
-        return "ranges do not cover the key space"
-    if len({shard.shard_id for shard in shard_map.shards}) != len(shard_map.shards):
-        return "a shard id stands twice"
-    return ""
+
+def _shard_from_message(message: storage_pb2.ShardMapRecord.Shard) -> ShardAssignment:
+    return ShardAssignment(
+        shard_id=ShardId(message.shard_id),
+        range=HashRange(message.first, message.last),
+        node_ids=tuple(NodeId(node_id) for node_id in message.node_ids),
+        joining=tuple(NodeId(node_id) for node_id in message.joining_node_ids),
+        sources=tuple(ShardId(shard_id) for shard_id in message.source_shard_ids),
+    )
 
 
 def encode_node(node: NodeInfo) -> bytes:
@@ -255,6 +308,9 @@ def encode_dropped(dropped: Dropped) -> bytes:
             shard_id=dropped.shard_id,
             gallery_uid=dropped.gallery_uid,
             node_ids=dropped.node_ids,
+            # Who does not know of it would delete what the gallery still needs.
+            required_features=[GALLERY_LIVES] if dropped.gallery_lives else [],
+            gallery_lives=dropped.gallery_lives,
         )
     )
 
@@ -268,6 +324,7 @@ def decode_dropped(data: bytes) -> Dropped:
         shard_id=ShardId(message.shard_id),
         gallery_uid=message.gallery_uid,
         node_ids=tuple(NodeId(node_id) for node_id in message.node_ids),
+        gallery_lives=message.gallery_lives,
     )
 
 

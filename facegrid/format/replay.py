@@ -3,15 +3,17 @@
 For checking a stored shard in little memory. Two passes over the log: the first (`watch`) notes
 which ids it speaks of; then the segments are taken one by one (`take_segment`), and only their
 live rows with those ids are kept, as digests; the second pass (`apply`) carries the records out on
-them. What is kept grows with the log behind the manifest, not with the shard.
+them. What is kept grows with the log behind the manifest, not with the shard. Segments of a bulk
+load are taken likewise, when the second pass comes to their record.
 """
 
 from collections.abc import Iterator
 
 from facegrid.errors import CorruptError
 from facegrid.format import digest as digests
-from facegrid.format.log import EnrolRecord, EraseRecord, LogRecord
-from facegrid.format.manifest import Bool
+from facegrid.format.bitmap import Bool
+from facegrid.format.log import EnrolRecord, EraseRecord, LoadRecord, LogRecord
+from facegrid.format.manifest import Manifest
 from facegrid.format.segment import Segment
 
 Pair = tuple[str, str]
@@ -25,6 +27,7 @@ class Replay:
         position: number of the last record applied.
         digest: of the live rows.
         templates_count: live rows.
+        has_own: there was a record that no other shard brought.
     """
 
     def __init__(self, dim: int = 0) -> None:
@@ -32,6 +35,7 @@ class Replay:
         self.position = 0
         self.digest = 0
         self.templates_count = 0
+        self.has_own = False
         self._watched_pairs: set[Pair] = set()
         self._watched_templates: set[str] = set()
         self._watched_subjects: set[str] = set()
@@ -47,13 +51,24 @@ class Replay:
             case EraseRecord():
                 self._watched_templates.update(record.template_ids)
                 self._watched_subjects.update(record.subject_ids)
+            case LoadRecord():
+                # Its rows are looked at when its segments are taken.
+                pass
 
     def take_segment(self, segment: Segment, erased: Bool) -> None:
-        """Count the rows of a segment that are not erased.
+        """Count the live rows of a segment: of one that the manifest names, or, when
+        its record is about to be applied, of one that was loaded.
 
         Raises:
-            CorruptError: a template lives twice (TEMPLATE_TWICE).
+            CorruptError: a template lives twice (TEMPLATE_TWICE), or its rows are of another
+                dimension (DIM_MISMATCH).
         """
+        self.dim = self.dim or segment.dim
+        if segment.dim != self.dim:
+            raise CorruptError(
+                f"rows have another dimension dim={segment.dim} expected={self.dim}",
+                reason="DIM_MISMATCH",
+            )
         for row, template_id in enumerate(segment.template_ids):
             if erased[row]:
                 continue
@@ -81,7 +96,17 @@ class Replay:
                 self._enrol(record)
             case EraseRecord():
                 self._erase(record)
+            case LoadRecord():
+                # Whoever applies it has taken its segments before.
+                pass
         self.position = record.position
+        self.has_own |= record.source is None
+
+    def begin(self, manifest: Manifest) -> None:
+        """Go on from a manifest, whose segments were taken."""
+        self.position = manifest.position
+        # Only requests to the shard itself are remembered.
+        self.has_own = bool(manifest.requests) or not manifest.sources
 
     def _enrol(self, record: EnrolRecord) -> None:
         rows, dim = record.codes.shape
@@ -104,11 +129,11 @@ class Replay:
             doomed |= self._of_template.get(template_id, set())
         for subject_id in record.subject_ids:
             doomed |= self._of_subject.get(subject_id, set())
-        for pair in doomed:
+        for pair in (pair for pair in doomed if record.reaches(pair[0])):
             self.digest = digests.subtract(self.digest, self._rows.pop(pair))
             self._of_subject[pair[0]].discard(pair)
             self._of_template[pair[1]].discard(pair)
-        self.templates_count -= len(doomed)
+            self.templates_count -= 1
 
     def _hold(self, pair: Pair, digest: int) -> None:
         if pair in self._rows:

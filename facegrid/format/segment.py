@@ -54,6 +54,7 @@ class Segment(ArrayValue):
         pq_codes: uint8 [n, b], the PQ code of each row; None without a codebook.
         generation: of the primary that wrote it; makes its hash unique to that generation.
         position: how far the log had come; makes its hash unique within the generation.
+        load_id: of the bulk load that wrote it, instead of the two before; empty: a primary did.
     """
 
     shard_id: ShardId
@@ -67,6 +68,7 @@ class Segment(ArrayValue):
     pq_codes: UInt8 | None = None
     generation: int = 0
     position: int = 0
+    load_id: str = ""
 
 
 def segment_prefix(shard_id: str) -> str:
@@ -100,6 +102,7 @@ def encode_segment(segment: Segment) -> bytes:
         pq_code_bytes=0 if segment.pq_codes is None else segment.pq_codes.shape[1],
         generation=segment.generation,
         position=segment.position,
+        load_id=segment.load_id,
     )
     ids = storage_pb2.SegmentIds(
         template_ids=segment.template_ids, subject_ids=segment.subject_ids
@@ -148,6 +151,7 @@ def decode_segment(data: Buffer) -> Segment:
         pq_codes=pq_codes,
         generation=header.generation,
         position=header.position,
+        load_id=header.load_id,
     )
     problem = segment_problem(segment)
     require(not problem, _WHAT, problem)

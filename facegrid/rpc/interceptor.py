@@ -31,6 +31,8 @@ EXEMPT: Final = ("/grpc.health.", "/grpc.reflection.")
 Context = Any
 Handler = Any
 Accept = Callable[[Any], Any]
+Observe = Callable[[str, str, str, float], None]
+"""Told method, code, reason and duration in seconds of each call that was served."""
 
 _LEVELS: Final = {"OK": logging.DEBUG, "INTERNAL": logging.ERROR, "DATA_LOSS": logging.ERROR}
 
@@ -51,9 +53,10 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
     Anything else that escapes is a bug: logged with its traceback, told to the caller as INTERNAL.
     """
 
-    def __init__(self, clock: Clock, logger: Logger) -> None:
+    def __init__(self, clock: Clock, logger: Logger, observe: Observe | None = None) -> None:
         self._clock = clock
         self._logger = logger
+        self._observe = observe
 
     @override
     async def intercept_service(
@@ -122,9 +125,12 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
             code, reason = status.code.name, known.reason
             await context.abort(status.code, status.message, status.trailing_metadata)
         finally:
-            duration_ms = round((self._clock.now_s() - started_s) * 1e3, 3)
+            duration_s = self._clock.now_s() - started_s
+            duration_ms = round(duration_s * 1e3, 3)
             level = _LEVELS.get(code, logging.INFO)
             logger.log(level, "call served", code=code, reason=reason, duration_ms=duration_ms)
+            if self._observe is not None:
+                self._observe(method, code, reason, duration_s)
 
 
 def _check_deadline(context: Context) -> None:

@@ -20,18 +20,18 @@ from facegrid.rpc.channel import (
     PING_INTERVAL_MS_MIN,
     Option,
 )
-from facegrid.rpc.interceptor import BoundaryInterceptor
+from facegrid.rpc.interceptor import BoundaryInterceptor, Observe
 from facegrid.telemetry.log import Logger
 
 CALLS_MAX: Final = 4096
 """Calls served at once; beyond it gRPC answers RESOURCE_EXHAUSTED."""
 
 
-def server_options() -> list[Option]:
+def server_options(*, shared: bool = False) -> list[Option]:
     """Return the options of every server.
 
     It permits the pings that `facegrid.rpc.channel` sends, and without SO_REUSEPORT a port that
-    another process has is an error instead of half of its calls.
+    another process has is an error instead of half of its calls, unless it is to be `shared`.
     """
     return [
         ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
@@ -41,23 +41,33 @@ def server_options() -> list[Option]:
         ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.max_send_message_length", limits.CHANNEL_BYTES_MAX),
         ("grpc.max_receive_message_length", limits.CHANNEL_BYTES_MAX),
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shared)),
     ]
 
 
 class RpcServer:
     """A gRPC server with the boundary interceptor, health and, under `dev`, reflection.
 
-    Add servicers to `server`, name them to `publish`, then `start`.
+    Add servicers to `server`, name them to `publish`, then `start`. `observe` is told of calls.
+    Where the port is `shared`, somebody else holds it, and other processes listen there too.
     """
 
-    def __init__(self, clock: Clock, logger: Logger, *, dev: bool) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        logger: Logger,
+        *,
+        dev: bool,
+        observe: Observe | None = None,
+        shared: bool = False,
+    ) -> None:
         self._dev = dev
+        self._shared = shared
         self._names = [health.SERVICE]
         self._health = health.Health()
         self.server: grpc.aio.Server = grpc.aio.server(
-            interceptors=[BoundaryInterceptor(clock, logger)],
-            options=server_options(),
+            interceptors=[BoundaryInterceptor(clock, logger, observe)],
+            options=server_options(shared=shared),
             maximum_concurrent_rpcs=CALLS_MAX,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
@@ -79,7 +89,8 @@ class RpcServer:
                 [*self._names, reflection.SERVICE_NAME], self.server
             )
         try:
-            await _check_free(listen)
+            if not self._shared:
+                await _check_free(listen)
             port = self.server.add_insecure_port(listen)
         except (OSError, RuntimeError) as error:
             raise UnavailableError(

@@ -23,6 +23,7 @@ from facegrid.errors import (
     InvalidError,
     NotFoundError,
     OverloadedError,
+    PreconditionError,
     UnavailableError,
 )
 
@@ -37,6 +38,7 @@ Code = grpc.StatusCode
 _TABLE: Final[tuple[tuple[type[FacegridError], grpc.StatusCode], ...]] = (
     (InvalidError, Code.INVALID_ARGUMENT),
     (ConflictError, Code.ALREADY_EXISTS),
+    (PreconditionError, Code.FAILED_PRECONDITION),
     (NotFoundError, Code.NOT_FOUND),
     (FencedError, Code.ABORTED),
     (UnavailableError, Code.UNAVAILABLE),

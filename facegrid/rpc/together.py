@@ -9,13 +9,8 @@ from facegrid.errors import FacegridError, InvalidError
 T = TypeVar("T")
 
 
-async def all_of(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Return all results in order, once all have ended.
-
-    Raises:
-        FacegridError: the most telling of the errors: a wrong request before everything else, the
-            lowest row first, since that is what the caller can change.
-    """
+async def outcomes_of(work: Sequence[Coroutine[Any, Any, T]]) -> list[T | FacegridError]:
+    """Return all results and errors in order, once all have ended."""
 
     async def kept(one: Coroutine[Any, Any, T]) -> T | FacegridError:
         try:
@@ -25,11 +20,27 @@ async def all_of(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(kept(one)) for one in work]
-    outcomes = [task.result() for task in tasks]
+    return [task.result() for task in tasks]
+
+
+async def all_of(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return all results in order, once all have ended.
+
+    Raises:
+        FacegridError: the most telling of the errors.
+    """
+    outcomes = await outcomes_of(work)
     errors = [outcome for outcome in outcomes if isinstance(outcome, FacegridError)]
     if errors:
-        raise min(errors, key=_telling)
+        raise most_telling(errors)
     return [outcome for outcome in outcomes if not isinstance(outcome, FacegridError)]
+
+
+def most_telling(errors: Sequence[FacegridError]) -> FacegridError:
+    """Return the error to tell: a wrong request before everything else, the lowest row first,
+    since that is what the caller can change.
+    """
+    return min(errors, key=_telling)
 
 
 def _telling(error: FacegridError) -> tuple[bool, int]:

@@ -6,7 +6,7 @@ and with faults on demand.
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import structlog
 from typing_extensions import override
 
 from facegrid import vectors, wire
+from facegrid.api.admin.v1 import admin_service_pb2_grpc
 from facegrid.api.v1 import (
     enrolment_service_pb2 as enrolment,
 )
@@ -30,10 +31,20 @@ from facegrid.api.v1 import (
     identification_service_pb2 as identification,
 )
 from facegrid.clock import SystemClock
-from facegrid.errors import ConflictError, FacegridError, NotFoundError, UnavailableError
+from facegrid.errors import (
+    ConflictError,
+    FacegridError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from facegrid.ids import GalleryName, ShardId
 from facegrid.model import Candidate, CandidateList, Coverage, Gallery, Token
 from facegrid.rpc.server import RpcServer
+from facegrid.testing.fake_admin import FakeAdmin, FakeCluster
+from facegrid.testing.fake_tuning import exact_tuning
+from facegrid.tuning import MISS_RATE_MAX_DEFAULT, MISS_RATE_MAX_LIMIT, Profile
+from facegrid.tuning_messages import from_profile_message
 
 Key = tuple[str, str]
 """Subject and template."""
@@ -49,6 +60,8 @@ class Faults:
         lost_acks: unary enrolments whose effect happens and whose answer is lost, counted down.
         hanging: calls do not answer while this is set.
         struck: set once a call hangs.
+        unconfirmed_share: how much of each gallery cannot be confirmed; of single reads all, if
+            any.
     """
 
     errors: list[FacegridError] = field(default_factory=list)
@@ -56,6 +69,7 @@ class Faults:
     lost_acks: int = 0
     hanging: bool = False
     struck: asyncio.Event = field(default_factory=asyncio.Event)
+    unconfirmed_share: float = 0.0
 
     async def strike(self) -> None:
         """Do what is due at the beginning of a call."""
@@ -64,6 +78,12 @@ class Faults:
             await asyncio.Event().wait()
         if self.errors:
             raise self.errors.pop(0)
+
+    def check_unconfirmed(self, unconfirmed_max: float) -> bool:
+        """Return whether an answer is unconfirmed, or refuse it."""
+        if self.unconfirmed_share > unconfirmed_max:
+            raise UnavailableError("not confirmed", reason="UNCONFIRMED")
+        return self.unconfirmed_share > 0
 
 
 @dataclass(slots=True)
@@ -121,8 +141,9 @@ class Store:
 class FakeRouter:
     """A router at `address` while entered."""
 
-    def __init__(self, store: Store | None = None) -> None:
+    def __init__(self, store: Store | None = None, *, cluster: FakeCluster | None = None) -> None:
         self.store = store or Store()
+        self.cluster = cluster or FakeCluster()
         self.faults = Faults()
         self.address = ""
         self._server: RpcServer | None = None
@@ -137,6 +158,9 @@ class FakeRouter:
         )
         identification_service_pb2_grpc.add_IdentificationServiceServicer_to_server(
             _Identification(self), server.server
+        )
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(
+            FakeAdmin(self.cluster), server.server
         )
         self._server = server
         self.address = f"127.0.0.1:{await server.start('127.0.0.1:0')}"
@@ -167,11 +191,13 @@ class _Galleries(gallery_service_pb2_grpc.GalleryServiceServicer):
             shards_count=request.shards_count,
             replicas_count=request.replicas_count,
             train_at_templates_count=request.train_at_templates_count,
+            profile=from_profile_message(request.profile) or Profile.BALANCED,
+            miss_rate_max=_miss_rate_max(request) or MISS_RATE_MAX_DEFAULT,
         )
         kept = self._router.store.kept.setdefault(request.name, Kept(gallery))
-        if kept.gallery != gallery:
+        if replace(kept.gallery, codebook="", tuning=None) != gallery:
             raise ConflictError(f"taken gallery={request.name}", reason="GALLERY_EXISTS")
-        return galleries.CreateGalleryResponse(gallery=wire.to_wire_gallery(gallery))
+        return galleries.CreateGalleryResponse(gallery=wire.to_wire_gallery(kept.gallery))
 
     @override
     async def GetGallery(self, request: galleries.GetGalleryRequest, context: Any) -> Any:
@@ -195,10 +221,28 @@ class _Galleries(gallery_service_pb2_grpc.GalleryServiceServicer):
         return galleries.DropGalleryResponse()
 
     @override
+    async def UpdateGallery(self, request: galleries.UpdateGalleryRequest, context: Any) -> Any:
+        kept = self._router.store.find(request.name)
+        miss_rate_max = _miss_rate_max(request)
+        kept.gallery = replace(
+            kept.gallery,
+            profile=from_profile_message(request.profile) or kept.gallery.profile,
+            miss_rate_max=kept.gallery.miss_rate_max if miss_rate_max is None else miss_rate_max,
+        )
+        return galleries.UpdateGalleryResponse(gallery=wire.to_wire_gallery(kept.gallery))
+
+    @override
+    async def TuneGallery(self, request: galleries.TuneGalleryRequest, context: Any) -> Any:
+        kept = self._router.store.find(request.name)
+        tuning = exact_tuning(kept.gallery, mates_count_max=request.mates_count_max)
+        kept.gallery = replace(kept.gallery, tuning=tuning)
+        return galleries.TuneGalleryResponse(gallery=wire.to_wire_gallery(kept.gallery))
+
+    @override
     async def TrainGallery(self, request: galleries.TrainGalleryRequest, context: Any) -> Any:
-        message = wire.to_wire_gallery(self._router.store.find(request.name).gallery)
-        message.codebook = "c0debeef"
-        return galleries.TrainGalleryResponse(gallery=message)
+        kept = self._router.store.find(request.name)
+        kept.gallery = replace(kept.gallery, codebook="c0debeef")
+        return galleries.TrainGalleryResponse(gallery=wire.to_wire_gallery(kept.gallery))
 
 
 class _Enrolment(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
@@ -248,12 +292,14 @@ class _Enrolment(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
     @override
     async def GetTemplate(self, request: enrolment.GetTemplateRequest, context: Any) -> Any:
         kept = self._router.store.find(request.gallery)
+        unconfirmed = self._router.faults.check_unconfirmed(1 - request.confirmed_only)
         for (subject, template), codes in kept.rows.items():
             if template == request.template_id and request.subject_id in {"", subject}:
                 return enrolment.GetTemplateResponse(
                     template_id=template,
                     subject_id=subject,
                     vector=wire.to_wire_vectors(vectors.dequantize(codes[None])),
+                    unconfirmed=unconfirmed,
                 )
         raise NotFoundError("no such template", reason="TEMPLATE_UNKNOWN")
 
@@ -266,8 +312,19 @@ class _Identification(identification_service_pb2_grpc.IdentificationServiceServi
     async def Identify(self, request: identification.IdentifyRequest, context: Any) -> Any:
         await self._router.faults.strike()
         kept = self._router.store.find(request.gallery)
+        from_profile_message(request.profile)  # as any other, it finds what exact search finds
         _check_after(kept, request.after)
-        coverage = Coverage(share=1.0, shards_answered_count=1, shards_count=1)
+        faults = self._router.faults
+        faults.check_unconfirmed(
+            request.unconfirmed_max if request.HasField("unconfirmed_max") else 1.0
+        )
+        coverage = Coverage(
+            share=1.0,
+            shards_answered_count=1,
+            shards_count=1,
+            unconfirmed_share=faults.unconfirmed_share,
+            scanned_share=1.0,
+        )
         threshold = request.threshold if request.HasField("threshold") else -1.0
         lists = [
             [row for row in found if row.score >= threshold][: request.k]
@@ -281,10 +338,24 @@ class _Identification(identification_service_pb2_grpc.IdentificationServiceServi
     @override
     async def Verify(self, request: identification.VerifyRequest, context: Any) -> Any:
         kept = self._router.store.find(request.gallery)
+        unconfirmed = self._router.faults.check_unconfirmed(1 - request.confirmed_only)
         for row in _compared(kept, request.probe)[0]:
             if row.subject_id == request.subject_id:
-                return identification.VerifyResponse(score=row.score, template_id=row.template_id)
+                return identification.VerifyResponse(
+                    score=row.score, template_id=row.template_id, unconfirmed=unconfirmed
+                )
         raise NotFoundError("no such subject", reason="SUBJECT_UNKNOWN")
+
+
+def _miss_rate_max(
+    request: galleries.CreateGalleryRequest | galleries.UpdateGalleryRequest,
+) -> float | None:
+    value = request.miss_rate_max
+    if request.HasField("miss_rate_max") and not 0 < value <= MISS_RATE_MAX_LIMIT:
+        raise InvalidError(
+            f"out of bounds value={value}", reason="OUT_OF_BOUNDS", field="miss_rate_max"
+        )
+    return value if request.HasField("miss_rate_max") else None
 
 
 def _check_after(kept: Kept, after: types_pb2.Token) -> None:

@@ -1,8 +1,9 @@
 """A node in memory: ShardService by brute force on a real gRPC server, for tests of routers.
 
-It registers itself, follows the maps and opens and closes shards like a real node, and scores with
-`facegrid.vectors` as everybody does. Nothing is durable, every node of a shard has rows of its own
-(there is no replication), and tests may make it refuse, fail or hold calls.
+It registers itself, follows the maps, opens, claims and closes shards like a real node, and
+scores with `facegrid.vectors` as everybody does. Nothing is durable, every node of a shard has
+rows of its own (there is no replication), and tests may make it refuse, fail or hold calls, or be
+cut off from etcd: then it hears of no maps, confirms nothing by itself and takes no writes.
 """
 
 import asyncio
@@ -23,12 +24,22 @@ from facegrid.api.shard.v1.shard_service_pb2_grpc import (
 from facegrid.clock import Clock
 from facegrid.coord import keys
 from facegrid.coord.port import Changed, Coordinator, Delete, Listing, Progress, Put
-from facegrid.errors import ConflictError, CorruptError, FacegridError, InvalidError, NotFoundError
+from facegrid.errors import (
+    ConflictError,
+    CorruptError,
+    FacegridError,
+    FencedError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from facegrid.format import records
-from facegrid.ids import NodeId
+from facegrid.ids import NodeId, ShardId
 from facegrid.model import HashRange, NodeInfo
 from facegrid.rpc.server import RpcServer
 from facegrid.telemetry.log import get_logger
+from facegrid.testing.fake_tuning import tune_recorded
+from facegrid.tuning_messages import to_tuning_message
 from facegrid.wire import from_wire_vectors
 
 CODEBOOK: Final = "c0de" * 16
@@ -41,14 +52,18 @@ Name = tuple[str, str]
 
 @dataclass(slots=True)
 class FakeShard:
-    """The rows of one shard by subject and template, and how far its log has come."""
+    """The rows of one shard by subject and template, and how far its log has come; as primary
+    with the generation that the node claimed, else with 0.
+    """
 
     gallery: str
     range: HashRange
     dim: int
+    generation: int = 0
     rows: dict[Name, vectors.Int8] = field(default_factory=dict)
     position: int = 0
     answers: dict[str, pb.AppendResponse | pb.EraseResponse] = field(default_factory=dict)
+    asked: dict[str, pb.StoredRows] = field(default_factory=dict)
     codebook: str = ""
 
 
@@ -61,12 +76,16 @@ class Mischief:
         fail: raised by every call of these methods.
         hold: methods whose calls wait until the event is set.
         shift: shards whose range Search tells wrongly.
+        cut_off: the node does not reach etcd.
+        unasked: Search answers unconfirmed where that was not wanted.
     """
 
     refuse: dict[str, str] = field(default_factory=dict)
     fail: dict[str, FacegridError] = field(default_factory=dict)
     hold: dict[str, asyncio.Event] = field(default_factory=dict)
     shift: set[str] = field(default_factory=set)
+    cut_off: bool = False
+    unasked: bool = False
 
 
 class FakeNode(ShardServiceServicer):
@@ -83,9 +102,13 @@ class FakeNode(ShardServiceServicer):
         self.address = ""
         self.shards: dict[str, FakeShard] = {}
         self.mischief = Mischief()
+        self.memory = (0, 0)
+        """Bytes that each shard takes, and bytes that the node has left."""
         self.searches: list[pb.SearchRequest] = []
+        self.trusts: list[pb.Trust] = []
         self.calls: list[str] = []
         self.answered: list[str] = []
+        self.map_versions: dict[str, int] = {}
         self._coordinator = coordinator
         self._clock = clock
         self._boots = 0
@@ -118,15 +141,25 @@ class FakeNode(ShardServiceServicer):
         self._boots += 1
         await self.register()
 
+    @property
+    def boot_id(self) -> str:
+        """The present start of the process."""
+        return f"{self.node_id}-boot{self._boots}"
+
+    async def advertise(self, address: str) -> None:
+        """Register another address, for instance of a proxy in front of this node."""
+        self.address = address
+        await self.register()
+
     async def register(self) -> None:
         """Put this node's key."""
-        node = NodeInfo(self.node_id, f"boot{self._boots}", self.address, version="fake")
+        node = NodeInfo(self.node_id, self.boot_id, self.address, version="fake")
         key = keys.node(self.node_id, node.boot_id)
         await self._coordinator.txn([], [Put(key, records.encode_node(node))])
 
     async def unregister(self) -> None:
         """Delete this node's key, as when its lease runs out."""
-        key = keys.node(self.node_id, f"boot{self._boots}")
+        key = keys.node(self.node_id, self.boot_id)
         await self._coordinator.txn([], [Delete(key)])
 
     async def crash(self) -> None:
@@ -136,9 +169,11 @@ class FakeNode(ShardServiceServicer):
 
     @override
     async def Append(self, request: pb.AppendRequest, context: Context) -> pb.AppendResponse:
-        shard = await self._begin("Append", request.shard_id)
+        shard = await self._begin_write("Append", request.shard_id)
         known = shard.answers.get(request.request_id)
         if isinstance(known, pb.AppendResponse):
+            if shard.asked[request.request_id] != request.rows:
+                raise InvalidError("the id was used before", reason="REQUEST_ID_REUSED")
             return known
         new = _new_rows(shard, request.rows)
         shard.rows.update(new)
@@ -149,16 +184,17 @@ class FakeNode(ShardServiceServicer):
             unchanged_count=len(request.rows.subject_ids) - len(new),
         )
         shard.answers[request.request_id] = answer
+        shard.asked[request.request_id] = request.rows
         return answer
 
     @override
     async def Check(self, request: pb.AppendRequest, context: Context) -> pb.CheckResponse:
-        _new_rows(await self._begin("Check", request.shard_id), request.rows)
+        _new_rows(await self._begin_write("Check", request.shard_id), request.rows)
         return pb.CheckResponse()
 
     @override
     async def Erase(self, request: pb.EraseRequest, context: Context) -> pb.EraseResponse:
-        shard = await self._begin("Erase", request.shard_id)
+        shard = await self._begin_write("Erase", request.shard_id)
         gone = [
             name
             for name in shard.rows
@@ -178,15 +214,25 @@ class FakeNode(ShardServiceServicer):
         for item in request.shards:
             shard = self.shards.get(item.shard_id)
             reason = self.mischief.refuse.get(item.shard_id, "")
+            unconfirmed = shard is None or self._is_unconfirmed(shard, item.trust)
+            accepted = item.trust.unconfirmed_accepted or self.mischief.unasked
+            if unconfirmed and not accepted:
+                reason = reason or "UNCONFIRMED"
             if shard is None or reason:
-                response.refused.add(shard_id=item.shard_id, reason=reason or "SHARD_NOT_HERE")
+                reason = "SHARD_NOT_HERE" if shard is None else reason
+                response.refused.add(
+                    shard_id=item.shard_id,
+                    reason=reason,
+                    map_version=self.map_versions.get(request.gallery, 0),
+                )
                 continue
             response.searched.add(
                 shard_id=item.shard_id,
                 first=shard.range.first,
                 last=shard.range.last - (item.shard_id in self.mischief.shift),
                 position=shard.position,
-                generation=1,
+                generation=shard.generation,
+                unconfirmed=unconfirmed,
             )
             searched.append(shard)
         if not searched:
@@ -202,8 +248,17 @@ class FakeNode(ShardServiceServicer):
         return response
 
     @override
+    async def Load(self, request: pb.LoadRequest, context: Context) -> pb.LoadResponse:
+        """Counts what the segments are said to hold; nothing is fetched."""
+        shard = await self._begin("Load", request.shard_id)
+        shard.position += 1
+        rows_count = sum(segment.rows_count for segment in request.segments)
+        return pb.LoadResponse(position=shard.position, enrolled_count=rows_count)
+
+    @override
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
         shard = await self._begin("Compare", request.shard_id)
+        unconfirmed = self._checked_unconfirmed(shard, request.trust)
         x = from_wire_vectors(request.probe, dim=shard.dim)
         mine = FakeShard(shard.gallery, shard.range, shard.dim)
         mine.rows = {
@@ -211,12 +266,18 @@ class FakeNode(ShardServiceServicer):
         }
         best = _found(x, [mine], 1, -2.0)[0]
         if not best:
-            raise NotFoundError("there is no such subject", reason="SUBJECT_UNKNOWN")
-        return pb.CompareResponse(score=best[0][0], template_id=best[0][1][1])
+            unknown = NotFoundError("there is no such subject", reason="SUBJECT_UNKNOWN")
+            if unconfirmed:
+                unknown.facts["unconfirmed"] = "true"
+            raise unknown
+        return pb.CompareResponse(
+            score=best[0][0], template_id=best[0][1][1], unconfirmed=unconfirmed
+        )
 
     @override
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
         shard = await self._begin("Get", request.shard_id)
+        unconfirmed = self._checked_unconfirmed(shard, request.trust)
         names = [
             name
             for name in shard.rows
@@ -229,7 +290,7 @@ class FakeNode(ShardServiceServicer):
             dim=shard.dim,
         )
         self.answered.append("Get")
-        return pb.GetResponse(rows=rows)
+        return pb.GetResponse(rows=rows, unconfirmed=unconfirmed)
 
     @override
     async def Train(self, request: pb.TrainRequest, context: Context) -> pb.TrainResponse:
@@ -241,22 +302,32 @@ class FakeNode(ShardServiceServicer):
         return pb.TrainResponse(codebook=CODEBOOK, sample_count=7)
 
     @override
+    async def Tune(self, request: pb.TuneRequest, context: Context) -> pb.TuneResponse:
+        await self._begin("Tune")
+        tuning = await tune_recorded(
+            self._coordinator, request.gallery, mates_count_max=request.mates_count_max
+        )
+        return pb.TuneResponse(tuning=to_tuning_message(tuning))
+
+    @override
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
         await self._begin("Status")
         return pb.StatusResponse(
             node_id=self.node_id,
-            boot_id=f"boot{self._boots}",
+            boot_id=self.boot_id,
             version="fake",
             memory_bytes=1,
+            memory_available_bytes=self.memory[1],
             shards=[
                 pb.ShardStatus(
                     shard_id=shard_id,
                     gallery=shard.gallery,
                     state=pb.SHARD_STATE_SERVING,
-                    role=pb.SHARD_ROLE_PRIMARY,
+                    role=pb.SHARD_ROLE_PRIMARY if shard.generation else pb.SHARD_ROLE_FOLLOWER,
                     position=shard.position,
                     templates_count=len(shard.rows),
                     codebook=shard.codebook,
+                    memory_bytes=self.memory[0],
                 )
                 for shard_id, shard in sorted(self.shards.items())
             ],
@@ -272,8 +343,33 @@ class FakeNode(ShardServiceServicer):
         if not shard_id:
             return FakeShard("", HashRange(0, 0), 0)
         if shard_id not in self.shards:
-            raise NotFoundError("this node does not hold the shard", reason="SHARD_NOT_HERE")
+            raise NotFoundError(
+                "this node does not hold the shard",
+                reason="SHARD_NOT_HERE",
+                map_version=self.map_versions.get(shard_id.partition(".")[0], 0),
+            )
         return self.shards[shard_id]
+
+    async def _begin_write(self, method: str, shard_id: str) -> FakeShard:
+        """Return a shard that the node may write."""
+        shard = await self._begin(method, shard_id)
+        if not shard.generation:
+            raise FencedError("this node follows the shard", reason="NOT_PRIMARY")
+        if self.mischief.cut_off:
+            raise UnavailableError("etcd cannot be reached", reason="COORDINATOR_UNREACHABLE")
+        return shard
+
+    def _is_unconfirmed(self, shard: FakeShard, trust: pb.Trust) -> bool:
+        """Tell whether neither etcd nor the asker confirms that nothing is missing here."""
+        vouched = bool(shard.generation) and trust.primary_boot_id == self.boot_id
+        self.trusts.append(trust)
+        return self.mischief.cut_off and not vouched
+
+    def _checked_unconfirmed(self, shard: FakeShard, trust: pb.Trust) -> bool:
+        unconfirmed = self._is_unconfirmed(shard, trust)
+        if unconfirmed and not trust.unconfirmed_accepted:
+            raise UnavailableError("the node may be behind", reason="UNCONFIRMED")
+        return unconfirmed
 
     async def _follow_galleries(self) -> None:
         async for event in self._coordinator.watch(keys.GALLERIES):
@@ -291,6 +387,8 @@ class FakeNode(ShardServiceServicer):
 
     async def _follow_maps(self) -> None:
         async for event in self._coordinator.watch(keys.MAPS):
+            if self.mischief.cut_off:
+                continue
             match event:
                 case Listing(snapshot):
                     for item in snapshot.items:
@@ -299,6 +397,7 @@ class FakeNode(ShardServiceServicer):
                     await self._open(item.value)
                 case Changed(key=key):
                     name = keys.name_of(key, keys.MAPS)
+                    self.map_versions.pop(name, None)
                     self.shards = {
                         shard_id: shard
                         for shard_id, shard in self.shards.items()
@@ -316,9 +415,32 @@ class FakeNode(ShardServiceServicer):
         if found is None:
             return
         dim = records.decode_gallery(found.value).dim
+        mine = {item.shard_id for item in shard_map.shards if self.node_id in item.node_ids}
+        self.shards = {
+            shard_id: shard
+            for shard_id, shard in self.shards.items()
+            if shard.gallery != shard_map.gallery or shard_id in mine
+        }
         for item in shard_map.shards:
-            if self.node_id in item.node_ids and item.shard_id not in self.shards:
-                self.shards[item.shard_id] = FakeShard(shard_map.gallery, item.range, dim)
+            if self.node_id not in item.node_ids:
+                continue
+            shard = self.shards.setdefault(
+                item.shard_id, FakeShard(shard_map.gallery, item.range, dim)
+            )
+            if item.primary != self.node_id:
+                shard.generation = 0
+            elif not shard.generation:
+                shard.generation = await self._claim(item.shard_id)
+        self.map_versions[shard_map.gallery] = shard_map.version
+
+    async def _claim(self, shard_id: ShardId) -> int:
+        """Raise a shard's generation in the name of this process; return it."""
+        key = keys.generation(shard_id)
+        held = await self._coordinator.get(key)
+        generation = 1 if held is None else records.decode_generation(held.value).generation + 1
+        claim = records.GenerationClaim(generation, self.node_id, self.boot_id)
+        await self._coordinator.txn([], [Put(key, records.encode_generation(claim))])
+        return generation
 
 
 def _new_rows(shard: FakeShard, rows: pb.StoredRows) -> dict[Name, vectors.Int8]:

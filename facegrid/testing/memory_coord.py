@@ -7,12 +7,12 @@ are behind list again).
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Final
 
 from facegrid.clock import Clock
-from facegrid.coord.checks import check_transaction
+from facegrid.coord.checks import check_names, check_transaction
 from facegrid.coord.port import (
     Changed,
     Delete,
@@ -90,6 +90,16 @@ class MemoryCoordinator:
         """Return all keys of a prefix at one revision."""
         self._begin(timeout_s)
         return self._snapshot(prefix)
+
+    async def get_many(
+        self, names: Sequence[str], *, heads: Sequence[str] = (), timeout_s: float = 5.0
+    ) -> Snapshot:
+        """Return those of some keys that exist, by name, at one revision; of `heads` no values."""
+        self._begin(timeout_s)
+        check_names((*names, *heads))
+        found = [self._items[name] for name in names if name in self._items]
+        found += [replace(self._items[head], value=b"") for head in heads if head in self._items]
+        return Snapshot(self._revision, tuple(sorted(found, key=lambda item: item.key)))
 
     async def txn(
         self,

@@ -19,11 +19,4 @@ WANTED_DEEP: Final = 100
 """Ranks beyond this are far below any threshold in use; they get DEEP_FACTOR rows each."""
 DEEP_FACTOR: Final = 2
 
-__all__ = ["PQ_BITS", "PQ_STEP", "RESCORED_MIN", "WANTED_TYPICAL", "Codebook", "rescored_count"]
-
-
-def rescored_count(codebook: Codebook, wanted: int) -> int:
-    """Return how many rows are rescored to find `wanted` candidates."""
-    near = min(max(wanted, WANTED_TYPICAL), WANTED_DEEP)
-    deep = max(wanted - WANTED_DEEP, 0)
-    return max(RESCORED_MIN, codebook.rescore_factor * near + DEEP_FACTOR * deep)
+__all__ = ["PQ_BITS", "PQ_STEP", "RESCORED_MIN", "WANTED_TYPICAL", "Codebook"]

@@ -1,20 +1,19 @@
 """The search structure of one shard replica: rows, an IVF-PQ part and an exact tail."""
 
+from collections import deque
 from dataclasses import dataclass
-
-import numpy as np
 
 from facegrid import vectors
 from facegrid.errors import InvalidError
+from facegrid.tuning import Effort, Profile
 from facegrid.vectors import Float32, Int8, Int64, Probes
-from indexd.ann import exact, rescore
-from indexd.ann.codebook import Codebook, rescored_count
+from indexd.ann import exact, rescore, together
+from indexd.ann.codebook import Codebook
+from indexd.ann.effort import effort_of
 from indexd.ann.ivfpq import EncodedRows, IvfPq, encode_rows
+from indexd.ann.looking import Coded, Looking, Wanted
 from indexd.ann.rescore import Hits, Ranked
 from indexd.ann.rows import Bool, Int32, Rows, UInt8
-
-EXACT_SPARE = 16
-"""Rows rescored beyond k in the exact part, for rows that rounding puts in the wrong order."""
 
 
 class ShardIndex:
@@ -27,6 +26,12 @@ class ShardIndex:
     def __init__(self, dim: int) -> None:
         self._rows = Rows(dim)
         self._coded: IvfPq | None = None
+        self._known: deque[KnownCodes] = deque()
+
+    @property
+    def rows(self) -> Rows:
+        """The rows, to read."""
+        return self._rows
 
     @property
     def rows_count(self) -> int:
@@ -60,6 +65,25 @@ class ShardIndex:
         """
         return self._rows.append(codes, subjects)
 
+    def stage(self, at: int, codes: Int8, subjects: Int32, erased: Bool) -> None:
+        """Write rows where they will be, `at` rows behind the last, unseen until `publish`.
+
+        May run in another thread as long as nobody appends.
+        """
+        self._rows.stage(at, codes, subjects, erased)
+
+    def publish(self, count: int) -> None:
+        """Make staged rows searchable, `count` of them, all at once."""
+        self._rows.publish(count)
+
+    def unstage(self) -> None:
+        """Forget what was staged."""
+        self._rows.unstage()
+
+    def fits(self, encoded: EncodedRows) -> bool:
+        """Tell whether rows coded elsewhere could be of the codebook in use."""
+        return self._coded is not None and self._coded.fits(encoded)
+
     def append_encoded(self, codes: Int8, subjects: Int32, encoded: EncodedRows) -> int:
         """Add rows that were coded before with this codebook; return the first one's number.
 
@@ -74,6 +98,15 @@ class ShardIndex:
         first = self._rows.append(codes, subjects)
         self._coded.add(encoded)
         return first
+
+    def know(self, first: int, encoded: EncodedRows) -> None:
+        """Take the codes of rows that are there from `first` on, coded before with this codebook.
+
+        They are used when the rows are absorbed, and forgotten with the codebook. Rows of which
+        the codes cannot be of the codebook are coded like any others.
+        """
+        if self._coded is not None and self._coded.fits(encoded):
+            self._known.append(KnownCodes(first, encoded, self._coded.codebook))
 
     def erase(self, rows: Int64) -> None:
         """Make rows, int64 [n], never be returned again. Erasing twice is harmless.
@@ -97,7 +130,22 @@ class ShardIndex:
             return 0
         count = self._rows.count
         last = count if rows_max is None else min(count, self._coded.count + rows_max)
-        return encode_rows(self._coded, self._rows, last)
+        first = self._coded.count
+        while self._coded.count < last:
+            self._absorb_to(self._coded, last)
+        return last - first
+
+    def _absorb_to(self, coded: IvfPq, last: int) -> None:
+        """Add the next rows, some or all up to `last`, with the codes that they have if any."""
+        known = self._known[0] if self._known else None
+        if known is None or known.first >= last:
+            encode_rows(coded, self._rows, last)
+        elif known.codebook is not coded.codebook or known.last <= coded.count:
+            self._known.popleft()
+        elif known.first > coded.count:
+            encode_rows(coded, self._rows, known.first)
+        else:
+            coded.add(known.part(coded.count, min(last, known.last)))
 
     def rebuilt(self, codebook: Codebook) -> IvfPq:
         """Return all rows coded with another codebook, for `swap`.
@@ -141,106 +189,72 @@ class ShardIndex:
         scores = vectors.scores(probe, self._rows.codes(wanted), self._rows.norms(wanted))
         return scores.reshape(-1)
 
-    def search(self, probes: Probes, k: int, threshold: float) -> Hits:
+    def ranked(self, probes: Probes, first: int, last: int, *, wanted: int) -> Ranked:
+        """Return the `wanted` best of rows first to last - 1 that are not erased, found exactly.
+
+        Whosever they are. May run in any thread, beside all else.
+        """
+        return rescore.rank(
+            self._rows, probes, exact.scan(self._rows, first, last, probes=probes, wanted=wanted)
+        )
+
+    def search(
+        self, probes: Probes, k: int, threshold: float, effort: Effort | None = None
+    ) -> Hits:
         """Return the best row of each of the best `k` subjects of each probe.
 
         Rows with a score below `threshold` and erased rows are left out. k is at least 1; there
         may be fewer than k subjects, or none.
+
+        Args:
+            probes: m probes.
+            k: longest list wanted.
+            threshold: lowest score wanted.
+            effort: how hard to search the indexed rows; None: as training found.
         """
         assert k >= 1, f"k must be at least 1: {k}"
-        hits = self._search(probes, k, threshold)
-        # Rows erased while this searched: look again, so that their subjects' next rows take over.
-        while self._rows.erased(hits.rows).any():
-            hits = self._search(probes, k, threshold)
-        return hits
+        asked = together.Asked(self, effort)
+        return together.search([asked], Wanted(probes, k, threshold))[0]
 
-    def _search(self, probes: Probes, k: int, threshold: float) -> Hits:
-        """Search once, fetching more candidates where one subject has many of them."""
-        count = self._rows.count
-        answers: list[tuple[Int64, Int64, Float32]] = []
-        asked = np.arange(len(probes))
-        effort = 1
-        while len(asked):
-            part = probes.part(asked)
-            fetched = self._fetch(part, count, k=k, effort=effort)
-            ranked = rescore.rank(self._rows, part, fetched.rows)
-            rows = np.maximum(ranked.rows, 0)
-            kept = rescore.keep(
-                ranked, erased=self._rows.erased(rows), subjects=self._rows.subjects(rows), k=k
-            )
-            done = np.count_nonzero(kept, axis=1) >= k
-            done |= fetched.no_more_above(threshold, ranked)
-            kept &= done[:, None] & (ranked.scores >= threshold)
-            answers.append((asked[np.nonzero(kept)[0]], ranked.rows[kept], ranked.scores[kept]))
-            asked = asked[~done]
-            effort *= 2
-        return _gathered(answers, len(probes))
+    @property
+    def coded(self) -> IvfPq | None:
+        """The part that has codes; None: there is no codebook."""
+        return self._coded
+
+    def effort(self, wanted: Effort | None) -> Effort | None:
+        """Return how hard to search, as wanted or as training found; None: exactly."""
+        if self._coded is None:
+            return None
+        return wanted or effort_of(self._coded.codebook, "", Profile.BALANCED, None)
+
+    def looking(
+        self, wanted: Wanted, nearest: Int64, effort: Effort | None, *, rows_count: int
+    ) -> Looking:
+        """Return a search that has not begun, of the first rows. See `indexd.ann.together`."""
+        coded = None
+        if self._coded is not None and effort is not None:
+            coded = Coded(self._coded, effort)
+        return Looking(self._rows, coded, wanted, nearest, rows_count=rows_count)
 
     def _live_bits(self) -> UInt8 | None:
         """Return the mask for the scan; None while nothing is erased."""
         return self._rows.live_bits() if self._rows.erased_count else None
 
-    def _fetch(self, probes: Probes, count: int, *, k: int, effort: int) -> "Fetched":
-        """Return candidates of rows 0 to count - 1, more of them the greater the effort."""
-        tail_first = self.indexed_count
-        wanted = k * effort + EXACT_SPARE
-        tail = exact.scan(self._rows, tail_first, count, probes=probes, wanted=wanted)
-        tail_all: Bool = np.count_nonzero(tail >= 0, axis=1) < wanted
-        if self._coded is None or not tail_first:
-            return Fetched(
-                tail,
-                tail_first,
-                coded_all=np.full(len(probes), fill_value=True),
-                tail_all=tail_all,
-            )
-        codebook = self._coded.codebook
-        wanted = min(rescored_count(codebook, k * effort), tail_first)
-        nprobe = min(codebook.nprobe * effort, codebook.nlist)
-        coded = self._coded.search(probes, wanted, nprobe=nprobe, live=self._live_bits())
-        coded_all: Bool = (np.count_nonzero(coded >= 0, axis=1) < wanted) | (wanted == tail_first)
-        coded_all &= nprobe == codebook.nlist
-        rows = np.concatenate([coded, tail], axis=1)
-        return Fetched(rows, tail_first, coded_all=coded_all, tail_all=tail_all)
-
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """Candidates before rescoring.
+class KnownCodes:
+    """The codes of consecutive rows of the exact tail, by a codebook."""
 
-    Attributes:
-        rows: int64 [m, c]; -1 where there is none.
-        tail_first: rows from here on come from the exact tail.
-        coded_all: bool [m], whether the coded part has no others.
-        tail_all: bool [m], whether the tail has no others.
-    """
+    first: int
+    encoded: EncodedRows
+    codebook: Codebook
 
-    rows: Int64
-    tail_first: int
-    coded_all: Bool
-    tail_all: Bool
+    @property
+    def last(self) -> int:
+        """The number behind the last row."""
+        return self.first + len(self.encoded)
 
-    def no_more_above(self, threshold: float, ranked: Ranked) -> Bool:
-        """Tell, bool [m], for which probes fetching more would bring nothing at the threshold."""
-        in_tail = ranked.rows >= self.tail_first
-        in_coded = (ranked.rows >= 0) & ~in_tail
-        coded_done = self.coded_all | _reaches_below(threshold, ranked.scores, in_coded)
-        tail_done = self.tail_all | _reaches_below(threshold, ranked.scores, in_tail)
-        return coded_done & tail_done
-
-
-def _reaches_below(threshold: float, scores: Float32, which: Bool) -> Bool:
-    """Tell, bool [m], whether one of those scores is below the threshold."""
-    below: Bool = np.count_nonzero(np.logical_and(scores < threshold, which), axis=1) > 0
-    return below
-
-
-def _gathered(answers: list[tuple[Int64, Int64, Float32]], probes_count: int) -> Hits:
-    """Return the answers, probe number with row and score, in the order of the probes."""
-    probe = np.concatenate([answer[0] for answer in answers] or [np.empty(0, np.int64)])
-    order = np.argsort(probe, kind="stable")
-    empty = np.empty(0)
-    return Hits(
-        counts=np.bincount(probe, minlength=probes_count).astype(np.int32),
-        rows=np.concatenate([a[1] for a in answers] or [empty.astype(np.int64)])[order],
-        scores=np.concatenate([a[2] for a in answers] or [empty.astype(np.float32)])[order],
-    )
+    def part(self, first: int, last: int) -> EncodedRows:
+        """Return the codes of rows first to last - 1."""
+        taken = slice(first - self.first, last - self.first)
+        return EncodedRows(self.encoded.lists[taken], self.encoded.codes[taken])

@@ -5,6 +5,7 @@ faiss loads damaged files without complaint.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import faiss
@@ -13,6 +14,7 @@ import numpy as np
 from facegrid.errors import InvalidError
 from facegrid.vectors import Float32, Int64, Probes
 from indexd.ann import fastscan
+from indexd.ann.coarse import Coarse
 from indexd.ann.codebook import PQ_BITS, Codebook
 from indexd.ann.fastscan import UInt8
 from indexd.ann.rows import Int32, Rows
@@ -38,14 +40,31 @@ class EncodedRows:
         return len(self.lists)
 
 
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """Rows that look best by their codes, in no order that matters.
+
+    Attributes:
+        rows: int64 [m, wanted]; -1 where there are fewer.
+        likeness: float32 [m, wanted], by the codes; the lowest there is where there is no row.
+    """
+
+    rows: Int64
+    likeness: Float32
+
+
 class IvfPq:
-    """Rows 0 to count - 1, coded. One thread at a time; searching beside nothing else."""
+    """Rows 0 to count - 1, coded. Several threads may search it at once, but only while nobody
+    adds to it.
+    """
 
     def __init__(self, codebook: Codebook) -> None:
         assert codebook.pq_bits == PQ_BITS, f"FastScan wants 4 bits: {codebook.pq_bits}"
         assert codebook.pq.size == (1 << PQ_BITS) * codebook.dim, f"shape: {codebook.pq.shape}"
         self.codebook = codebook
         self.count = 0
+        self.sizes: Int64 = np.zeros(codebook.nlist, np.int64)
+        """How many rows each list holds."""
         # faiss has no types worth the name: Any at its edge.
         self._coarse: Any = faiss.IndexFlatIP(codebook.dim)
         self._coarse.add(np.ascontiguousarray(codebook.centroids))
@@ -70,6 +89,11 @@ class IvfPq:
         """Bytes of codes and row numbers."""
         return self.count * (self.codebook.pq_m // 2 + 8)
 
+    @cached_property
+    def coarse(self) -> Coarse:
+        """What tells the lists nearest to a probe; made when first asked for."""
+        return Coarse(self.codebook.centroids)
+
     def encode(self, x: Float32) -> EncodedRows:
         """Return unit vectors, float32 [n, dim], coded."""
         if not len(x):
@@ -82,29 +106,38 @@ class IvfPq:
         """Bytes of one row's PQ code."""
         return self.codebook.pq_m // 2
 
+    def fits(self, encoded: EncodedRows) -> bool:
+        """Tell whether rows coded elsewhere could be of this codebook."""
+        lists = encoded.lists
+        if encoded.codes.shape != (len(lists), self.code_bytes):
+            return False
+        return not len(lists) or bool(lists.min() >= 0 and lists.max() < self.codebook.nlist)
+
     def check(self, encoded: EncodedRows) -> None:
         """Raise InvalidError unless rows coded elsewhere fit this codebook."""
-        lists = encoded.lists
-        fits = encoded.codes.shape == (len(lists), self.code_bytes)
-        if not fits or (len(lists) and (lists.min() < 0 or lists.max() >= self.codebook.nlist)):
+        if not self.fits(encoded):
             raise InvalidError("coded rows do not fit the codebook", reason="CODES_MISFIT")
 
     def add(self, encoded: EncodedRows) -> None:
         """Make the next rows searchable."""
         order = np.argsort(encoded.lists, kind="stable")
-        ends = np.cumsum(np.bincount(encoded.lists, minlength=self.codebook.nlist))
+        counts = np.bincount(encoded.lists, minlength=self.codebook.nlist)
+        ends = np.cumsum(counts)
         for number, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             if begin == end:
                 continue
             taken = order[begin:end]
             self._extend(number, taken + self.count, encoded.codes[taken])
         self.count += len(encoded)
+        self.sizes = self.sizes + counts
         self._index.ntotal = self.count
 
     def add_through_faiss(self, x: Float32) -> None:
         """Add unit vectors by faiss's own code path, to compare `add` with."""
         self._index.add(x)
         self.count = self._index.ntotal
+        numbers = range(self.codebook.nlist)
+        self.sizes = np.array([self._lists.list_size(number) for number in numbers], np.int64)
 
     def encoded(self, first: int, last: int) -> EncodedRows:
         """Return rows first to last - 1 as they were coded."""
@@ -133,12 +166,53 @@ class IvfPq:
             nprobe: lists to look into.
             live: rows that may be returned, bit i % 8 of byte i / 8; None: all.
         """
-        parameters = faiss.SearchParametersIVF()
-        parameters.nprobe = nprobe
+        return self.scan(probes, self.nearest(probes, nprobe), wanted, live=live).rows
+
+    def nearest(self, probes: Probes, nprobe: int) -> Int64:
+        """Return `nprobe` lists for each probe that hold the most alike rows, in any order."""
+        if nprobe == self.codebook.nlist:
+            return self.coarse.every(len(probes))
+        return self.coarse.nearest(probes, nprobe)
+
+    def scan(self, probes: Probes, lists: Int64, wanted: int, *, live: UInt8 | None) -> "Scanned":
+        """Return the rows that look best by their codes in lists chosen for each probe.
+
+        Args:
+            probes: m probes.
+            lists: int64 [m, n], the lists to look into, no two the same; -1 for none.
+            wanted: rows per probe.
+            live: rows that may be returned, bit i % 8 of byte i / 8; None: all.
+        """
+        parameters: Any = faiss.SearchParametersIVF()
+        parameters.nprobe = lists.shape[1]
+        # Held here until the scan is over: faiss sees only its address.
+        selector = None
         if live is not None:
-            parameters.sel = faiss.IDSelectorBitmap(len(live), faiss.swig_ptr(live))
-        found: Int64 = self._index.search(probes.unit, wanted, params=parameters)[1]
-        return found
+            selector = faiss.IDSelectorBitmap(len(live), faiss.swig_ptr(live))
+            parameters.sel = selector
+        lists = np.ascontiguousarray(lists)
+        # How far the centroids are matters only to codes of what remains after them.
+        unused = np.zeros(lists.shape, np.float32)
+        likeness = np.empty((len(probes), wanted), np.float32)
+        rows = np.empty((len(probes), wanted), np.int64)
+        # The wrapper of faiss in Python takes no parameters.
+        self._index.search_preassigned_c(
+            len(probes),
+            faiss.swig_ptr(np.ascontiguousarray(probes.unit)),
+            wanted,
+            faiss.swig_ptr(lists),
+            faiss.swig_ptr(unused),
+            faiss.swig_ptr(likeness),
+            faiss.swig_ptr(rows),
+            False,  # noqa: FBT003 - not ours: whether to return list and place for the row
+            parameters,
+        )
+        return Scanned(rows, likeness)
+
+    def rows_in(self, lists: Int64) -> Int64:
+        """Return how many rows the lists of each probe hold, int64 [m]; -1 stands for no list."""
+        counts: Int64 = np.append(self.sizes, 0)[lists].sum(axis=1)
+        return counts
 
     def _extend(self, number: int, ids: Int64, codes: UInt8) -> None:
         """Append entries to a list, in place.

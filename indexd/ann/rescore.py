@@ -28,11 +28,16 @@ class Hits:
         counts: int32 [m], how many rows each probe has; the rows of all probes follow one another.
         rows: int64 [sum of counts].
         scores: float32 [sum of counts].
+        scanned: int64 [m], rows that were looked at: those of the lists looked into and of the
+            exact tail.
+        rows_count: rows that there were, erased ones too.
     """
 
     counts: Int32
     rows: Int64
     scores: Float32
+    scanned: Int64
+    rows_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +55,30 @@ class Ranked:
 
 def rank(rows: Rows, probes: Probes, candidates: Int64) -> Ranked:
     """Return candidates, int64 [m, c] with -1 for none, with exact scores and in order."""
+    keys = keys_of(rows, probes, candidates)
+    keys.sort(axis=1)
+    return ranked(keys)
+
+
+def keys_of(rows: Rows, probes: Probes, candidates: Int64) -> Int64:
+    """Return numbers, int64 [m, c], that sort as candidates do by their exact scores.
+
+    Args:
+        rows: where the candidates are.
+        probes: m probes.
+        candidates: int64 [m, c]; -1 for none, whose number is LAST.
+    """
     scores = np.empty(candidates.shape, np.float32)
     step = max(1, SLICE_ROWS // max(1, candidates.shape[1]))
     for begin in range(0, len(probes), step):
         part = slice(begin, begin + step)
         wanted = np.maximum(candidates[part], 0)
         scores[part] = vectors.scores(probes.part(part), rows.codes(wanted), rows.norms(wanted))
-    keys = np.where(candidates < 0, LAST, _keys(scores, candidates))
-    keys.sort(axis=1)
+    return np.where(candidates < 0, LAST, _keys(scores, candidates))
+
+
+def ranked(keys: Int64) -> Ranked:
+    """Return sorted keys, int64 [m, c], as candidates again."""
     present = keys != LAST
     return Ranked(
         rows=np.where(present, keys & ROW_MASK, -1),

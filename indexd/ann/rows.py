@@ -17,15 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from facegrid.vectors import Float64, Int8, Int64
+from indexd.ann import memory
 
 Int32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
 UInt8 = npt.NDArray[np.uint8]
 Scalar = TypeVar("Scalar", np.int32, np.bool_, np.uint8)
 
-CHUNK_ROWS = 1 << 17
-"""Rows of one allocation. Memory that no row has touched costs nothing until it is."""
+CHUNK_ROWS = 1 << 22
+"""Rows of one allocation. Memory that no row has touched costs nothing until it is, and rows are
+gathered half as fast again from one chunk as from several.
+"""
 SIDE_ROWS_MIN = 1 << 10
+NORMS_ROWS = 1 << 12
+"""Rows that are widened at a time, so that they stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +88,45 @@ class Rows:
             self.count = last
             return first
 
+    def stage(self, at: int, codes: Int8, subjects: Int32, erased: Bool) -> None:
+        """Write rows where they will be, at rows behind the last, unseen until `publish`.
+
+        May run in another thread as long as nobody appends. What is not published is written over.
+        """
+        last = self.count + at + len(codes)
+        with self._writing:
+            first = self.count + at
+            self._reserve(last)
+            for chunk, within, taken in self._spans(first, last):
+                chunk[within] = codes[taken]
+                self._squares[first:last][taken] = squared_norms(codes[taken])
+            self._subjects[first:last] = subjects
+            self._mark(np.flatnonzero(erased) + first)
+
+    def publish(self, count: int) -> None:
+        """Make staged rows seen, `count` of them."""
+        with self._writing:
+            self.count += count
+            self.erased_count = int(np.count_nonzero(self._erased[: self.count]))
+
+    def unstage(self) -> None:
+        """Forget what was staged."""
+        with self._writing:
+            self._erased[self.count :] = False
+            self._live[-(-self.count // 8) :] = 0xFF
+            if self.count % 8:
+                self._live[self.count // 8] |= np.uint8(0xFF << self.count % 8 & 0xFF)
+
+    def _mark(self, rows: Int64) -> None:
+        """Mark rows erased, whether they are seen or not."""
+        self._erased[rows] = True
+        np.bitwise_and.at(self._live, rows >> 3, ~(np.uint8(1) << (rows & 7).astype(np.uint8)))
+
     def erase(self, rows: Int64) -> None:
         """Mark rows erased; erasing twice is harmless."""
         with self._writing:
             assert not len(rows) or (rows.min() >= 0 and rows.max() < self.count), "no such row"
-            self._erased[rows] = True
-            np.bitwise_and.at(self._live, rows >> 3, ~(np.uint8(1) << (rows & 7).astype(np.uint8)))
+            self._mark(rows)
             self.erased_count = int(np.count_nonzero(self._erased[: self.count]))
 
     def codes(self, rows: Int64) -> Int8:
@@ -96,12 +134,12 @@ class Rows:
         chunks = self._chunks
         if len(chunks) == 1:
             return chunks[0].take(rows, axis=0)
-        gathered: Int8 = np.empty((*rows.shape, self.dim), np.int8)
-        number, within = np.divmod(rows, CHUNK_ROWS)
+        number, within = np.divmod(rows.reshape(-1), CHUNK_ROWS)
+        gathered: Int8 = np.empty((rows.size, self.dim), np.int8)
         for used in np.unique(number):
-            where = number == used
-            gathered[where] = chunks[used][within[where]]
-        return gathered
+            where = np.flatnonzero(number == used)
+            gathered[where] = chunks[used].take(within[where], axis=0)
+        return gathered.reshape(*rows.shape, self.dim)
 
     def norms(self, rows: Int64) -> Float64:
         """Return the exact norms of rows, as facegrid.vectors.code_norms gives them."""
@@ -139,7 +177,8 @@ class Rows:
     def _reserve(self, count: int) -> None:
         """Make room for `count` rows in all."""
         while len(self._chunks) * CHUNK_ROWS < count:
-            self._chunks.append(np.empty((CHUNK_ROWS, self.dim), np.int8))
+            small_bytes = 0 if self._chunks else memory.SMALL_BYTES
+            self._chunks.append(memory.chunk(CHUNK_ROWS, self.dim, small_bytes=small_bytes))
         if count > len(self._squares):
             capacity = -(-max(count, 2 * len(self._squares)) // 8) * 8
             self._squares = _grown(self._squares, capacity, 0)
@@ -160,8 +199,10 @@ class Rows:
 
 def squared_norms(codes: Int8) -> Int32:
     """Return the squared norms of stored rows: exact, since they stay below 2**24."""
-    wide = codes.astype(np.float32)
-    squares: Int32 = np.einsum("ij,ij->i", wide, wide).astype(np.int32)
+    squares = np.empty(len(codes), np.int32)
+    for first in range(0, len(codes), NORMS_ROWS):
+        wide = codes[first : first + NORMS_ROWS].astype(np.float32)
+        squares[first : first + NORMS_ROWS] = np.einsum("ij,ij->i", wide, wide)
     return squares
 
 

@@ -1,7 +1,15 @@
 """How many threads a search may use."""
 
+import os
+import sys
+import threading
+from typing import Final
+
 import faiss
 import threadpoolctl
+
+NICE_LAST: Final = 19
+"""Of Linux: a thread that gets what all others leave."""
 
 
 def set_threads(count: int) -> None:
@@ -15,3 +23,10 @@ def set_threads(count: int) -> None:
     assert count >= 1, f"at least one thread: {count}"
     threadpoolctl.threadpool_limits(limits=1, user_api="blas")
     faiss.omp_set_num_threads(count)
+
+
+def be_last() -> None:
+    """Let the current thread compute alone, and only where no other thread wants the core."""
+    set_threads(1)
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE_LAST)

@@ -9,7 +9,6 @@ Faces are hard for IVF: vectors of different people are nearly orthogonal, so a 
 none of the nearest lists. Then a codebook gets few long lists, all of which are searched.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -18,39 +17,41 @@ import numpy as np
 
 from facegrid import limits, vectors
 from facegrid.errors import InvalidError
+from facegrid.tuning import FAST_FACTOR
 from facegrid.vectors import Float32, Int8, Int64
 from indexd.ann import rescore
 from indexd.ann.codebook import PQ_BITS, PQ_STEP, WANTED_TYPICAL, Codebook
+from indexd.ann.coding import coding_error
 from indexd.ann.ivfpq import IvfPq, encode_rows
+from indexd.ann.miss_rate import miss_rate_bound
+from indexd.ann.pseudo import NOISE_ROWS, mated_cosines, pseudo_probes
 from indexd.ann.rows import Bool, Rows
 from indexd.ann.threads import set_threads
 
 MISS_RATE_MAX: Final = 1e-3
 """Share of mates that the index may miss."""
-CONFIDENCE: Final = 0.95
-"""Of the claim that the miss rate is below MISS_RATE_MAX."""
 LEARNT_ROWS_MAX: Final = 65_536
 """Rows that centroids and PQ tables are learnt from; more changed nothing measurable."""
 TRIAL_ROWS_MAX: Final = 131_072
 """Rows of the index that the settings are measured on."""
 PROBES_COUNT_MAX: Final = 8192
 """Pseudo-mates: 0 to 3 misses among so many allow the claim."""
-MATED_MEAN: Final = 0.63
-MATED_SD: Final = 0.09
-MATED_MIN: Final = 0.35
-"""Cosines of mated pairs, TARGETS 1; below MATED_MIN no threshold in use accepts them."""
 RIVALS: Final = 32
 """Rows best by their codes whose exact scores tell whether a mate is at rank 1."""
-NOISE_ROWS: Final = 512
-"""Rows mixed into the noise of a pseudo-mate: each alone stays far below a mate's score."""
 
 FULL_NLIST: Final = 4
 """Lists when all are searched: one probe's scan is spread over threads by list."""
 LIST_ROWS_MIN: Final = 4096
-"""Rows per list of the sample when lists are skipped: FastScan is slow on short ones."""
+"""Rows per list of a shard when lists are skipped: FastScan is slow on short ones."""
 PRUNED_NLIST_MIN: Final = 16
 PRUNED_SHARE_MAX: Final = 0.5
-"""Skipping lists must save at least half, else all are searched."""
+"""Skipping lists must save the fast profile at least half. Else there are few: long lists cost a
+search nothing, but each costs every row that is coded a comparison.
+"""
+LEARNT_ROWS_PER_LIST_MIN: Final = 32
+"""A centroid learnt from fewer rows says little."""
+LIST_ROWS_GROWTH: Final = 64
+"""Lists so many times longer than need be, in all shards together, are worth training anew."""
 DEPTH_DEFAULT: Final = 128
 """Rows to rescore when there are too few rows to measure."""
 DEPTHS: Final = (16, 32, 64, 128, 256, 512, 1024)
@@ -93,8 +94,15 @@ class Standing:
         return missed
 
 
-def train(sample: Int8, *, seed: int, threads: int) -> Codebook:
+def train(sample: Int8, *, seed: int, threads: int, shard_rows: int = 0) -> Codebook:
     """Return a codebook learnt from stored rows, int8 [n, dim]. The same input gives the same.
+
+    Args:
+        sample: rows of the whole gallery.
+        seed: of the choice of rows and of k-means.
+        threads: for k-means.
+        shard_rows: rows of the gallery's largest shard, which the number of lists follows; 0: as
+            many as the sample has.
 
     Raises:
         InvalidError: there are too few rows (TRAIN_ROWS).
@@ -112,42 +120,45 @@ def train(sample: Int8, *, seed: int, threads: int) -> Codebook:
     held_count = min(len(shuffled) // 2, PROBES_COUNT_MAX)
     learnt = vectors.dequantize(shuffled[held_count:][:LEARNT_ROWS_MAX])
     full = replace(_learn(learnt, nlist=FULL_NLIST, seed=seed), sample_count=len(sample))
+    # Rows that it was learnt from are coded better than others, the more so the fewer they are.
+    full = replace(full, coding_error=coding_error(full, shuffled[:held_count]))
     mates = _pseudo_mates(shuffled, held_count, rng)
     standing = _standing(full, shuffled, mates)
     depth = _depth(standing)
     full = replace(full, rescore_factor=-(-depth // WANTED_TYPICAL))
-    # The greatest power of two that leaves the lists long enough.
-    nlist = (1 << (len(shuffled) // LIST_ROWS_MIN).bit_length()) // 2
-    if nlist < PRUNED_NLIST_MIN:
+    nlist = pruned_nlist(shard_rows or len(shuffled), learnt_count=len(learnt))
+    if not nlist:
         return full
     centroids = _centroids(learnt, nlist, seed)
     missed = standing.misses(depth)
-    nprobe = _nprobe(_list_places(centroids, mates, shuffled), missed, standing.outranked)
-    if nprobe > PRUNED_SHARE_MAX * nlist:
+    places = _list_places(centroids, mates, shuffled)
+    fast = _nprobe(places, missed, standing.outranked, allowed=FAST_FACTOR * MISS_RATE_MAX)
+    if fast > PRUNED_SHARE_MAX * nlist:
         return full
-    return replace(full, nlist=nlist, nprobe=nprobe, centroids=centroids)
+    nprobe = _nprobe(places, missed, standing.outranked, allowed=MISS_RATE_MAX)
+    return replace(full, nlist=nlist, nprobe=min(nprobe, nlist), centroids=centroids)
 
 
-def miss_rate_bound(misses: int, trials: int) -> float:
-    """Return the largest miss rate that agrees with what was seen, at CONFIDENCE.
+def pruned_nlist(shard_rows: int, *, learnt_count: int) -> int:
+    """Return the number of lists for a shard of so many rows, if lists are to be skipped.
 
-    The exact upper limit of a Poisson mean: no miss among n trials bounds the rate by 3 / n, so
-    few trials prove little.
+    The greatest power of two that leaves the lists long enough and that the sample can teach; 0
+    where that is too few to be worth it.
     """
-    low, high = 0.0, misses + 10.0 * math.sqrt(misses + 1.0)
-    for _ in range(60):
-        mean = (low + high) / 2
-        terms = (
-            math.exp(i * math.log(mean) - mean - math.lgamma(i + 1)) for i in range(misses + 1)
-        )
-        low, high = (mean, high) if sum(terms) > 1 - CONFIDENCE else (low, mean)
-    return high / trials if trials else 1.0
+    most = min(shard_rows // LIST_ROWS_MIN, learnt_count // LEARNT_ROWS_PER_LIST_MIN)
+    nlist = (1 << most.bit_length()) // 2
+    return nlist if nlist >= PRUNED_NLIST_MIN else 0
 
 
-def _proven(misses: int, trials: int) -> bool:
-    """Tell whether the miss rate is below MISS_RATE_MAX."""
+def lists_fit(nlist: int, templates_count: int) -> bool:
+    """Tell whether so many lists still suit a gallery of that size, whatever its shards."""
+    return templates_count <= LIST_ROWS_GROWTH * LIST_ROWS_MIN * max(nlist, PRUNED_NLIST_MIN)
+
+
+def _proven(misses: int, trials: int, allowed: float = MISS_RATE_MAX) -> bool:
+    """Tell whether the miss rate is no more than allowed."""
     # Most often it plainly is not, and the bound takes a while for many misses.
-    return misses <= MISS_RATE_MAX * trials and miss_rate_bound(misses, trials) <= MISS_RATE_MAX
+    return misses <= allowed * trials and miss_rate_bound(misses, trials) <= allowed
 
 
 def _learn(x: Float32, *, nlist: int, seed: int) -> Codebook:
@@ -192,15 +203,9 @@ def _centroids(x: Float32, nlist: int, seed: int) -> Float32:
 
 def _pseudo_mates(trial: Int8, count: int, rng: np.random.Generator) -> Mates:
     """Return probes made from rows 0 to count - 1 of the trial."""
-    own = vectors.dequantize(trial[:count])
     picked = rng.choice(len(trial), min(NOISE_ROWS, len(trial)), replace=False)
-    others = vectors.dequantize(trial[picked])
-    noise = rng.standard_normal((count, len(others)), dtype=np.float32) @ others
-    noise -= np.einsum("ij,ij->i", noise, own)[:, None] * own
-    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-    cosine = rng.normal(MATED_MEAN, MATED_SD, count).clip(MATED_MIN, 0.99).astype(np.float32)
-    mixed = cosine[:, None] * own + np.sqrt(1 - cosine**2)[:, None] * noise
-    return Mates(vectors.prepare_probes(mixed), np.arange(count))
+    cosines = mated_cosines(count, rng)
+    return Mates(pseudo_probes(trial[:count], trial[picked], cosines, rng), np.arange(count))
 
 
 def _standing(codebook: Codebook, trial: Int8, mates: Mates) -> Standing:
@@ -236,13 +241,13 @@ def _list_places(centroids: Float32, mates: Mates, trial: Int8) -> Int64:
     return places
 
 
-def _nprobe(places: Int64, missed: Bool, outranked: Bool) -> int:
+def _nprobe(places: Int64, missed: Bool, outranked: Bool, *, allowed: float) -> int:
     """Return the least number of lists whose miss rate, with the other misses, is proven.
 
     More than there are when none is.
     """
     for nprobe in range(1, int(places.max()) + 2):
         misses = int(np.count_nonzero(missed | ((places >= nprobe) & ~outranked)))
-        if _proven(misses, len(places)):
+        if _proven(misses, len(places), allowed):
             return nprobe
     return NEVER

@@ -1,11 +1,38 @@
 """Ids and the rows of each subject, packed: millions of ids without millions of objects."""
 
 from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedTexts:
+    """Many short texts as one run of UTF-8; `ends` is uint64 [n], where each ends."""
+
+    data: bytes
+    ends: UInt64
+
+    @classmethod
+    def of(cls, encoded: Sequence[bytes]) -> "PackedTexts":
+        """Pack texts given in UTF-8."""
+        lengths = np.fromiter(map(len, encoded), np.uint64, len(encoded))
+        return cls(b"".join(encoded), np.cumsum(lengths, dtype=np.uint64))
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.ends)
+
+    def __getitem__(self, number: int) -> str:
+        """Return one text."""
+        begin = int(self.ends[number - 1]) if number else 0
+        return self.data[begin : int(self.ends[number])].decode()
 
 
 class TextColumn:
@@ -32,6 +59,12 @@ class TextColumn:
         self._data += text.encode()
         self._ends.append(len(self._data))
 
+    def extend(self, texts: PackedTexts) -> None:
+        """Add many entries at the end."""
+        ends = texts.ends + np.uint64(len(self._data))
+        self._data += texts.data
+        self._ends.frombytes(ends.tobytes())
+
     @property
     def memory_bytes(self) -> int:
         """Bytes held."""
@@ -39,11 +72,18 @@ class TextColumn:
 
 
 class SubjectRows:
-    """Subjects by number, and the rows of each: a chain from a subject's newest row backwards."""
+    """Subjects by number, and the rows of each: a chain from a subject's newest row backwards.
+
+    Many rows at once are added in two steps. `stage` gives numbers to their subjects and may run
+    in another thread as long as nobody else adds rows; nothing that it does can be seen. `publish`
+    or `unstage` follow, on the event loop.
+    """
 
     def __init__(self) -> None:
         self.names = TextColumn()
         self._numbers: dict[str, int] = {}
+        """Also those staged: their numbers begin at len(names)."""
+        self._staged: list[str] = []
         self._newest = array("i")
         self._previous = array("i")
         self._subjects = array("i")
@@ -54,10 +94,12 @@ class SubjectRows:
 
     def number(self, subject_id: str) -> int | None:
         """Return a subject's number, or None when it was never enrolled."""
-        return self._numbers.get(subject_id)
+        number = self._numbers.get(subject_id)
+        return number if number is not None and number < len(self.names) else None
 
     def add_row(self, subject_id: str) -> int:
         """Give the next row to a subject; return the subject's number."""
+        assert not self._staged, "what is staged has the next numbers"
         number = self._numbers.get(subject_id)
         if number is None:
             number = len(self.names)
@@ -70,9 +112,54 @@ class SubjectRows:
         self._subjects.append(number)
         return number
 
+    def stage(self, names: Sequence[str]) -> Int32:
+        """Return the numbers of subjects, int32 [n]; those that are new get the next ones."""
+        numbers = np.empty(len(names), np.int32)
+        known, first = self._numbers, len(self.names)
+        for place, name in enumerate(names):
+            number = known.get(name)
+            if number is None:
+                number = known[name] = first + len(self._staged)
+                self._staged.append(name)
+            numbers[place] = number
+        return numbers
+
+    def unstage(self) -> None:
+        """Forget what was staged."""
+        for name in self._staged:
+            del self._numbers[name]
+        self._staged = []
+
+    def links(self, numbers: Int32) -> "Links":
+        """Return how rows of these subjects, int32 [n], hang together when they come next."""
+        first = len(self._previous)
+        order = np.argsort(numbers, kind="stable")
+        ordered = numbers[order]
+        begins = np.ones(len(ordered), np.bool_)
+        begins[1:] = ordered[1:] != ordered[:-1]
+        newest = np.full(len(self.names) + len(self._staged), -1, np.int32)
+        newest[: len(self.names)] = np.array(self._newest, np.int32)
+        before = np.empty(len(ordered), np.int32)
+        before[1:] = order[:-1] + first
+        before[begins] = newest[ordered[begins]]
+        previous = np.empty(len(ordered), np.int32)
+        previous[order] = before
+        ends = np.append(begins[1:], True) if len(begins) else begins
+        newest[ordered[ends]] = (order[ends] + first).astype(np.int32)
+        names = PackedTexts.of([name.encode() for name in self._staged])
+        return Links(numbers=numbers, previous=previous, newest=newest, names=names)
+
+    def publish(self, links: "Links") -> None:
+        """Add the rows that `links` was told of."""
+        self.names.extend(links.names)
+        self._newest = array("i", links.newest.tobytes())
+        self._previous.frombytes(links.previous.tobytes())
+        self._subjects.frombytes(links.numbers.tobytes())
+        self._staged = []
+
     def rows(self, subject_id: str) -> list[int]:
         """Return all rows ever given to a subject, erased ones too, in the order enrolled."""
-        number = self._numbers.get(subject_id)
+        number = self.number(subject_id)
         found: list[int] = []
         row = -1 if number is None else self._newest[number]
         while row >= 0:
@@ -92,6 +179,18 @@ class SubjectRows:
         return self.names.memory_bytes + packed + 160 * len(self._numbers)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Links:
+    """Rows about to be added: `numbers` and `previous` are int32 [rows], `newest` is int32
+    [subjects] of all subjects as it will be, `names` are those of the new ones.
+    """
+
+    numbers: Int32
+    previous: Int32
+    newest: Int32
+    names: PackedTexts
+
+
 class HashColumn:
     """One hash for each row's template id: finds rows by id with a scan instead of a dictionary.
 
@@ -105,6 +204,10 @@ class HashColumn:
     def append(self, text: str) -> None:
         """Add the next row's id."""
         self._hashes.append(hash(text))
+
+    def extend(self, hashes: Int64) -> None:
+        """Add the next rows, by the hash of each id."""
+        self._hashes.frombytes(hashes.tobytes())
 
     def find(self, texts: list[str]) -> Int64:
         """Return the rows whose hash equals that of any of the texts, in rising order."""

@@ -7,12 +7,13 @@ and those never change.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from facegrid.format import digest as digests
+from facegrid.format.erasures import Erasure, JournalRef, journal_objects
 from facegrid.format.log import LogRef
 from facegrid.format.manifest import (
     Manifest,
@@ -22,15 +23,21 @@ from facegrid.format.manifest import (
     manifest_name,
 )
 from facegrid.format.segment import Segment, encode_segment, segment_name, segment_rows_max
+from facegrid.format.sources import InheritedRequest, SourcePosition
 from indexd.ann.ivfpq import EncodedRows
 from indexd.engine.compaction import Run, SegmentSize
+from indexd.engine.loading import LoadedRows
 from indexd.engine.requests import RequestMemory
 from indexd.engine.state import Int64, ShardState
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredSegment:
-    """A segment in the store: which rows of this replica's memory it holds, in its own order."""
+    """A segment in the store: which rows of this replica's memory it holds, in its own order.
+
+    A number below zero stands for an erased row that repacking has left out: ~number is that of
+    the row after it.
+    """
 
     sha256: str
     rows: Int64
@@ -38,11 +45,14 @@ class StoredSegment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Persisted:
-    """What the manifest says: its segments, and the rows and records that they cover."""
+    """What the manifest says: its segments, the rows and records that they cover, and the end of
+    the erasure journal.
+    """
 
     segments: tuple[StoredSegment, ...] = ()
     rows_count: int = 0
     position: int = 0
+    journal: JournalRef | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +86,10 @@ class Capture:
     rows_count: int
     pieces: tuple[Kept | Fresh, ...]
     requests: tuple[RememberedRequest, ...]
+    journal: JournalRef | None
+    erasures: tuple[Erasure, ...]
+    sources: tuple[SourcePosition, ...]
+    inherited: tuple[InheritedRequest, ...]
 
     @property
     def rows_written_count(self) -> int:
@@ -104,6 +118,7 @@ class StoredObject:
 class Flush:
     """The objects of a flush, and what will be persisted once its manifest is committed."""
 
+    journals: tuple[StoredObject, ...]
     segments: tuple[StoredObject, ...]
     manifest: StoredObject
     persisted: Persisted
@@ -127,17 +142,20 @@ def capture(
     """
     at = {run.first: run for run in rewritten}
     pieces: list[Kept | Fresh] = []
-    number = 0
+    number, row = 0, 0
     while number < len(persisted.segments):
         run = at.get(number, Run(number, number + 1))
         segments = persisted.segments[run.first : run.last]
+        first, last = span(segments[0].rows)[0], span(segments[-1].rows)[1]
+        # Between segments all rows are erased, unless they were inherited without these segments.
+        pieces += _fresh(state, np.arange(row, first, dtype=np.int64))
         if number in at:
-            pieces += _fresh(state, np.concatenate([segment.rows for segment in segments]))
+            pieces += _fresh(state, np.arange(first, last, dtype=np.int64))
         else:
             erased = state.erased_mask(segments[0].rows)
             pieces += [] if erased.all() else [Kept(segments[0], erased)]
-        number = run.last
-    pieces += _fresh(state, np.arange(persisted.rows_count, state.rows_count, dtype=np.int64))
+        number, row = run.last, max(row, last)
+    pieces += _behind(state, persisted.rows_count)
     return Capture(
         state=state,
         generation=generation,
@@ -148,7 +166,67 @@ def capture(
         rows_count=state.rows_count,
         pieces=tuple(pieces),
         requests=_remembered(state.requests),
+        journal=persisted.journal,
+        erasures=state.erasures.up_to(state.position),
+        sources=tuple(sorted(SourcePosition(*one) for one in state.sources.items())),
+        inherited=tuple(state.inherited),
     )
+
+
+def inherited(state: ShardState, known: Persisted, manifest: Manifest | None) -> Persisted:
+    """Return what is persisted of rows whose flushes this copy did not follow: the segments that
+    it knows and that the manifest in force still names. All other rows are to be written again.
+    """
+    named = set() if manifest is None else {entry.sha256 for entry in manifest.segments}
+    segments = {one.sha256: one for one in known.segments if one.sha256 in named}
+    for one in state.loaded:
+        if one.sha256 in named:
+            segments[one.sha256] = StoredSegment(one.sha256, one.numbers())
+    # What is not among them now may have been rewritten, and deleted, by who flushed.
+    state.loaded = []
+    journal = known.journal
+    # What this copy loaded without etcd may be newer, and was perhaps never committed; its journal
+    # holds what was committed all the same, and is never deleted.
+    if manifest is not None and manifest.position >= known.position:
+        journal = manifest.journal
+        state.erasures.forget(manifest.position)
+    kept = tuple(sorted(segments.values(), key=lambda segment: span(segment.rows)))
+    return Persisted(
+        kept,
+        rows_count=span(kept[-1].rows)[1] if kept else 0,
+        journal=journal,
+    )
+
+
+def span(rows: Int64) -> tuple[int, int]:
+    """Return the first row of a segment in memory and the one behind the last."""
+    first, last = int(rows[0]), int(rows[-1])
+    return (first if first >= 0 else ~first), (last + 1 if last >= 0 else ~last)
+
+
+def _behind(state: ShardState, first: int) -> list[Kept | Fresh]:
+    """Return the rows that no manifest has yet: those of bulk loads lie in segments already."""
+    pieces: list[Kept | Fresh] = []
+    for loaded in not_persisted(state, first):
+        pieces += _fresh(state, np.arange(first, loaded.first, dtype=np.int64))
+        rows = loaded.numbers()
+        erased = state.erased_mask(rows)
+        pieces += [] if erased.all() else [Kept(StoredSegment(loaded.sha256, rows), erased)]
+        first = loaded.last
+    pieces += _fresh(state, np.arange(first, state.rows_count, dtype=np.int64))
+    return pieces
+
+
+def not_persisted(state: ShardState, rows_count: int) -> list[LoadedRows]:
+    """Return what was loaded behind the first `rows_count` rows, which a manifest has."""
+    return [loaded for loaded in state.loaded if loaded.first >= rows_count]
+
+
+def forget(captured: Capture) -> None:
+    """Forget what only the log knew of and the manifest of a flush has: it is committed."""
+    state = captured.state
+    state.erasures.forget(captured.position)
+    state.loaded = not_persisted(state, captured.rows_count)
 
 
 def _fresh(state: ShardState, rows: Int64) -> list[Kept | Fresh]:
@@ -183,6 +261,13 @@ def build(captured: Capture, coded: Sequence[CodedRows | None]) -> Flush:
         entries.append(
             ManifestSegment(sha256=segment.sha256, rows_count=len(segment.rows), erased=erased)
         )
+    journals = journal_objects(
+        state.shard_id,
+        captured.journal,
+        captured.erasures,
+        last_position=captured.position,
+    )
+    journal = journals[-1].ref if journals else captured.journal
     manifest = Manifest(
         shard_id=state.shard_id,
         range=state.range,
@@ -194,13 +279,17 @@ def build(captured: Capture, coded: Sequence[CodedRows | None]) -> Flush:
         requests=captured.requests,
         digest=digests.to_bytes(captured.digest),
         templates_count=captured.templates_count,
+        journal=journal,
+        sources=captured.sources,
+        inherited=captured.inherited,
     )
     return Flush(
+        journals=tuple(StoredObject(one.name, one.ref.sha256, one.data) for one in journals),
         segments=tuple(segments),
         manifest=_stored(
             encode_manifest(manifest), lambda sha256: manifest_name(state.shard_id, sha256)
         ),
-        persisted=Persisted(tuple(stored), captured.rows_count, captured.position),
+        persisted=Persisted(tuple(stored), captured.rows_count, captured.position, journal),
         capture=captured,
     )
 
@@ -211,11 +300,11 @@ def coded_rows(captured: Capture) -> list[CodedRows | None]:
     For the owner thread.
     """
     fresh = [piece.rows for piece in captured.pieces if isinstance(piece, Fresh)]
-    return [_coded(captured.state, rows) for rows in fresh]
+    return [codes_of(captured.state, rows) for rows in fresh]
 
 
-def _coded(state: ShardState, rows: Int64) -> CodedRows | None:
-    """Return rows as the codebook codes them, if it codes all of them."""
+def codes_of(state: ShardState, rows: Int64) -> CodedRows | None:
+    """Return rows, rising, as the codebook codes them, if it codes all. For the owner thread."""
     first = int(rows[0])
     encoded = state.index.encoded(first, int(rows[-1]) + 1) if state.codebook else None
     if encoded is None:
@@ -225,8 +314,13 @@ def _coded(state: ShardState, rows: Int64) -> CodedRows | None:
 
 
 def _segment(captured: Capture, rows: Int64, coded: CodedRows | None) -> Segment:
-    """Return rows as a segment, with their codes where they have some."""
-    state = captured.state
+    """Return rows as a segment that this flush writes."""
+    segment = segment_of(captured.state, rows, coded)
+    return replace(segment, generation=captured.generation, position=captured.position)
+
+
+def segment_of(state: ShardState, rows: Int64, coded: CodedRows | None) -> Segment:
+    """Return rows as a segment, with their codes where they have some. For a thread."""
     numbers: dict[str, int] = {}
     subject_rows = np.empty(len(rows), np.int32)
     for at, row in enumerate(rows.tolist()):
@@ -242,8 +336,6 @@ def _segment(captured: Capture, rows: Int64, coded: CodedRows | None) -> Segment
         codebook="" if coded is None else coded.codebook,
         lists=None if coded is None else coded.rows.lists,
         pq_codes=None if coded is None else coded.rows.codes,
-        generation=captured.generation,
-        position=captured.position,
     )
 
 

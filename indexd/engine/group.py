@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from facegrid.errors import FacegridError
-from facegrid.format.log import EraseRecord, LogRecord
-from indexd.engine.requests import Outcome, WriteRequest
+from facegrid.format.log import EraseRecord, LoadRecord, LogRecord
+from indexd.engine.requests import LoadRequest, MirrorRequest, Outcome, WriteRequest
 from indexd.engine.state import ShardState
 
 
@@ -34,15 +34,26 @@ def form_group(state: ShardState, waiting: deque[T], *, bytes_max: int, unix_ms:
     """Take writes from the front of the queue, in order, until the group is full.
 
     An erasure ends its group: what follows must be planned against what it left. So does a request
-    whose id is in the group already: its answer is that of the first.
+    whose id is in the group already: its answer is that of the first. A bulk load is alone in its
+    group, since it was staged for the rows that there are now; so are records of another shard.
     """
     group: Group[T] = Group()
     overlay = state.overlay()
     size_bytes = 0
     while waiting and (size_bytes == 0 or size_bytes + waiting[0].request.size_bytes <= bytes_max):
-        if waiting[0].request.request_id in overlay.requests:
+        request = waiting[0].request
+        if request.request_id in overlay.requests:
+            break
+        if isinstance(request, LoadRequest | MirrorRequest) and group.records:
             break
         ticket = waiting.popleft()
+        if isinstance(request, MirrorRequest):
+            mirrored = state.plan_mirrored(request, unix_ms)
+            if isinstance(mirrored, Outcome):
+                group.settled.append((mirrored, ticket))
+                continue
+            group.records += [(record, ticket) for record in mirrored]
+            break
         try:
             planned = state.plan(ticket.request, overlay, unix_ms)
         except FacegridError as refused:
@@ -53,6 +64,6 @@ def form_group(state: ShardState, waiting: deque[T], *, bytes_max: int, unix_ms:
             continue
         group.records.append((planned, ticket))
         size_bytes += ticket.request.size_bytes
-        if isinstance(planned, EraseRecord):
+        if isinstance(planned, EraseRecord | LoadRecord):
             break
     return group

@@ -2,11 +2,15 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from facegrid import limits
 from facegrid.errors import InvalidError
+from facegrid.format.log import LogRecord
+from facegrid.format.sources import InheritedRequest
+from facegrid.ids import ShardId
+from facegrid.model import HashRange
 from facegrid.vectors import Int8
 
 
@@ -47,7 +51,71 @@ class EraseRequest:
         return _digest(b"erase", [self.template_ids, self.subject_ids], b"")
 
 
-WriteRequest = EnrolRequest | EraseRequest
+@dataclass(frozen=True, slots=True)
+class NamedSegment:
+    """A segment of a bulk load: its sha256 in hex, and how many rows its loader says it has."""
+
+    sha256: str
+    rows_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far another shard is brought in by one request, and how far it must be before."""
+
+    source: ShardId
+    after: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """Segments of a bulk load, to be added all at once.
+
+    Attributes:
+        request_id: of the load.
+        segments: what is added.
+        step: they come from another shard.
+        inherited: and so do the requests that this has carried out.
+    """
+
+    request_id: str
+    segments: tuple[NamedSegment, ...]
+    step: Step | None = None
+    inherited: tuple[InheritedRequest, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """About the bytes it takes in the log."""
+        segments_bytes = sum(64 + segment.rows_count // 8 for segment in self.segments)
+        return segments_bytes + 64 * len(self.inherited)
+
+    def digest(self) -> bytes:
+        """Return 16 bytes that stand for what is asked."""
+        hashes = [segment.sha256 for segment in self.segments]
+        counts = [str(segment.rows_count) for segment in self.segments]
+        return _digest(b"load", [hashes, counts], b"")
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorRequest:
+    """Records of another shard, to be added as they are, each with the source's position.
+
+    They are enrolments and erasures, in order. `size_bytes` is about what they take in the log.
+    """
+
+    request_id: str
+    step: Step
+    records: tuple[LogRecord, ...]
+    size_bytes: int
+
+    def digest(self) -> bytes:
+        """Return 16 bytes that stand for what is asked."""
+        positions = [str(self.step.after), str(self.step.last)]
+        return _digest(b"mirror", [[self.step.source], positions], b"")
+
+
+WriteRequest = EnrolRequest | EraseRequest | LoadRequest | MirrorRequest
 
 
 def _digest(kind: bytes, lists: list[list[str]], rest: bytes) -> bytes:
@@ -116,4 +184,55 @@ class RequestMemory:
 
     def __len__(self) -> int:
         """Return how many are remembered."""
+        return len(self._entries)
+
+
+class InheritedRequests:
+    """Which requests the shards carried out in whose place this one is, for which keys, in the
+    order in which it heard of them; bounded.
+
+    They are not in its own memory, since what a retry asks of this shard is another part of the
+    request than was asked before.
+    """
+
+    def __init__(self, count_max: int = limits.REQUESTS_INHERITED_MAX) -> None:
+        self._entries: OrderedDict[InheritedRequest, None] = OrderedDict()
+        self._ranges: dict[str, list[HashRange]] = {}
+        self._count_max = count_max
+
+    def note(self, requests: Iterable[InheritedRequest]) -> None:
+        """Keep requests; the oldest go when there are too many."""
+        for request in requests:
+            if request in self._entries:
+                continue
+            self._entries[request] = None
+            self._ranges.setdefault(request.request_id, []).append(request.range)
+            if len(self._entries) > self._count_max:
+                self._forget_oldest()
+
+    def done_for(self, request_id: str, key: int) -> bool:
+        """Tell whether a request was carried out for a key before it came here."""
+        return any(one.contains(key) for one in self._ranges.get(request_id, ()))
+
+    def done_in(self, request_id: str, key_range: HashRange) -> bool:
+        """Tell whether a request was carried out for all keys of a range before it came here."""
+        following = key_range.first
+        for one in sorted(self._ranges.get(request_id, ())):
+            if one.first <= following:
+                following = max(following, one.last + 1)
+        return following > key_range.last
+
+    def _forget_oldest(self) -> None:
+        oldest, _ = self._entries.popitem(last=False)
+        ranges = self._ranges[oldest.request_id]
+        ranges.remove(oldest.range)
+        if not ranges:
+            del self._ranges[oldest.request_id]
+
+    def __iter__(self) -> Iterator[InheritedRequest]:
+        """Yield them, oldest first."""
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        """Return how many are kept."""
         return len(self._entries)

@@ -1,12 +1,19 @@
 """Searches several shards for the same probes and merges what they found, in columns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from facegrid.tuning import Effort, Profile, Tuning
 from facegrid.vectors import Float32, Int64, Probes
+from indexd.ann.crew import ALONE, Crew
+from indexd.ann.effort import effort_of
+from indexd.ann.looking import Wanted
+from indexd.ann.together import Asked
+from indexd.ann.together import search as together
 from indexd.engine.state import ShardState
 
 
@@ -20,6 +27,8 @@ class Found:
         subject_ids: one for each score.
         template_ids: one for each score.
         places: one for each score: number of the shard searched, and row in it.
+        scanned: int64 [m], rows that were looked at.
+        rows_counts: for each shard how many rows it had when it was searched, erased ones too.
     """
 
     counts: npt.NDArray[np.uint32]
@@ -27,79 +36,133 @@ class Found:
     subject_ids: list[str]
     template_ids: list[str]
     places: list[tuple[int, int]]
+    scanned: Int64
+    rows_counts: tuple[int, ...]
+
+    @property
+    def rows_count(self) -> int:
+        """Rows of the shards, summed over the probes."""
+        return sum(self.rows_counts) * len(self.counts)
+
+    @property
+    def scanned_rows_count(self) -> int:
+        """Rows that were looked at, summed over the probes."""
+        return int(self.scanned.sum())
 
     def stale(self, states: Sequence[ShardState]) -> bool:
         """Tell whether any of it has been erased since. For the event loop, where rows change."""
         return any(states[at].is_erased(row) for at, row in self.places)
 
+    def parts(self, firsts: Sequence[int]) -> "list[Found]":
+        """Return it cut up: part i is about probes firsts[i] to firsts[i + 1] - 1."""
+        if len(firsts) == 2:  # all of it
+            return [self]
+        ends = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])[list(firsts)].tolist()
+        return [
+            replace(
+                self,
+                counts=self.counts[first:last],
+                scores=self.scores[begin:end],
+                subject_ids=self.subject_ids[begin:end],
+                template_ids=self.template_ids[begin:end],
+                places=self.places[begin:end],
+                scanned=self.scanned[first:last],
+            )
+            for (first, last), (begin, end) in zip(pairwise(firsts), pairwise(ends), strict=True)
+        ]
 
-def search(states: Sequence[ShardState], probes: Probes, *, k: int, threshold: float) -> Found:
-    """Return the best `k` subjects of each probe over all shards, by score, then subject id.
 
-    For the thread that owns the index. A subject lies in one shard, so no subject comes twice.
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is wanted of a search.
+
+    Attributes:
+        k: longest list, at least 1.
+        threshold: lowest score; -2: all.
+        profile: how hard to search.
+        tuning: what was measured of the gallery; None: nothing.
     """
-    hits = [state.index.search(probes, k, threshold) for state in states]
+
+    k: int
+    threshold: float
+    profile: Profile = Profile.BALANCED
+    tuning: Tuning | None = None
+
+    def effort(self, state: ShardState) -> Effort | None:
+        """Return how hard to search one shard; None where it is searched exactly."""
+        codebook = state.index.codebook
+        if codebook is None:
+            return None
+        return effort_of(codebook, state.codebook, self.profile, self.tuning)
+
+
+def search(states: Sequence[ShardState], probes: Probes, wish: Wish, crew: Crew = ALONE) -> Found:
+    """Return the best subjects of each probe over all shards, by score, then subject id.
+
+    For the thread that owns the indexes; others help it. A subject lies in one shard, so no
+    subject comes twice.
+    """
+    asked = [Asked(state.index, wish.effort(state)) for state in states]
+    hits = together(asked, Wanted(probes, wish.k, wish.threshold), crew)
     numbers = np.arange(len(probes))
-    probe = np.concatenate([np.repeat(numbers, hit.counts) for hit in hits])
-    scores = np.concatenate([hit.scores for hit in hits])
-    rows = np.concatenate([hit.rows for hit in hits])
-    shard = np.repeat(np.arange(len(hits)), [len(hit.rows) for hit in hits])
-    order = np.lexsort((-scores, probe))
-    order = order[_within(probe[order], scores[order], k)]
-    entries = _named(states, order=order, probe=probe, scores=scores, places=(shard, rows))
-    return _cut(entries, k, len(probes))
-
-
-def _within(probe: Int64, scores: Float32, k: int) -> npt.NDArray[np.bool_]:
-    """Tell which sorted entries are among the first `k` of their probe, or tie with the last."""
-    if len(probe) == 0:
-        return np.zeros(0, np.bool_)
-    starts = np.searchsorted(probe, probe)
-    rank = np.arange(len(probe)) - starts
-    last = np.minimum(starts + k - 1, np.searchsorted(probe, probe, "right") - 1)
-    within: npt.NDArray[np.bool_] = (rank < k) | (scores == scores[last])
-    return within
-
-
-Entry = tuple[int, float, str, str, tuple[int, int]]
-"""Probe, score with its sign changed, subject, template, place: sorts as answers are sorted."""
-
-
-def _named(
-    states: Sequence[ShardState],
-    *,
-    order: Int64,
-    probe: Int64,
-    scores: Float32,
-    places: tuple[Int64, Int64],
-) -> list[Entry]:
-    """Return entries with their ids, sorted, so that equal scores stand by subject id."""
-    where = zip(places[0][order].tolist(), places[1][order].tolist(), strict=True)
-    numbers, values = probe[order].tolist(), scores[order].tolist()
-    return sorted(
-        (
-            number,
-            -score,
-            states[at].subjects.name_of_row(row),
-            states[at].templates[row],
-            (at, row),
-        )
-        for number, score, (at, row) in zip(numbers, values, where, strict=True)
+    every = _Entries(
+        probe=np.concatenate([np.repeat(numbers, hit.counts) for hit in hits]),
+        scores=np.concatenate([hit.scores for hit in hits]),
+        shard=np.repeat(np.arange(len(hits)), [len(hit.rows) for hit in hits]),
+        rows=np.concatenate([hit.rows for hit in hits]),
     )
-
-
-def _cut(entries: list[Entry], k: int, probes_count: int) -> Found:
-    """Return the first `k` entries of each probe in columns."""
-    counts = [0] * probes_count
-    kept: list[Entry] = []
-    for entry in entries:
-        if counts[entry[0]] < k:
-            counts[entry[0]] += 1
-            kept.append(entry)
+    entries = _best(every, states, wish.k)
+    places = list(zip(entries.shard.tolist(), entries.rows.tolist(), strict=True))
     return Found(
-        counts=np.array(counts, np.uint32),
-        scores=np.array([-entry[1] for entry in kept], np.float32),
-        subject_ids=[entry[2] for entry in kept],
-        template_ids=[entry[3] for entry in kept],
-        places=[entry[4] for entry in kept],
+        counts=np.bincount(entries.probe, minlength=len(probes)).astype(np.uint32),
+        scores=entries.scores,
+        subject_ids=[states[at].subjects.name_of_row(row) for at, row in places],
+        template_ids=[states[at].templates[row] for at, row in places],
+        places=places,
+        scanned=np.sum([hit.scanned for hit in hits], axis=0),
+        rows_counts=tuple(hit.rows_count for hit in hits),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """Candidates in columns: whose, how alike, and where their rows are."""
+
+    probe: Int64
+    scores: Float32
+    shard: Int64
+    rows: Int64
+
+    def part(self, which: Int64 | npt.NDArray[np.bool_]) -> "_Entries":
+        """Return some of them, in the order given."""
+        return _Entries(self.probe[which], self.scores[which], self.shard[which], self.rows[which])
+
+
+def _best(every: _Entries, states: Sequence[ShardState], k: int) -> _Entries:
+    """Return the best k of each probe, by score, then by subject and template id."""
+    if not len(every.probe):
+        return every
+    entries = every.part(np.lexsort((-every.scores, every.probe)))
+    probe, scores = entries.probe, entries.scores
+    starts = np.searchsorted(probe, probe)
+    last = np.minimum(starts + k, np.searchsorted(probe, probe, "right")) - 1
+    # Whoever ties with the last may stand before it by name.
+    entries = entries.part((np.arange(len(probe)) <= last) | (scores == scores[last]))
+    entries = entries.part(
+        np.lexsort((_places_by_name(entries, states), -entries.scores, entries.probe))
+    )
+    rank = np.arange(len(entries.probe)) - np.searchsorted(entries.probe, entries.probe)
+    return entries.part(rank < k)
+
+
+def _places_by_name(entries: _Entries, states: Sequence[ShardState]) -> Int64:
+    """Return numbers that order sorted entries of equal score by their ids; seldom any do."""
+    order = np.zeros(len(entries.probe), np.int64)
+    equal = (np.diff(entries.probe) == 0) & (np.diff(entries.scores) == 0)
+    tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+    names = [
+        (states[at].subjects.name_of_row(row), states[at].templates[row], at, row)
+        for at, row in zip(entries.shard[tied].tolist(), entries.rows[tied].tolist(), strict=True)
+    ]
+    order[tied[sorted(range(len(names)), key=names.__getitem__)]] = np.arange(len(names))
+    return order

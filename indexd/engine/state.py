@@ -6,7 +6,7 @@ same records in the same order through the same function, so they cannot disagre
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +14,26 @@ import numpy.typing as npt
 from facegrid import vectors
 from facegrid.errors import ConflictError, CorruptError, InvalidError
 from facegrid.format import digest as digests
-from facegrid.format.log import EnrolRecord, EraseRecord, LogRecord, LogRef
+from facegrid.format.log import EnrolRecord, EraseRecord, LoadRecord, LogRecord, LogRef
+from facegrid.format.sources import SourcePosition
 from facegrid.ids import ShardId, subject_key
 from facegrid.model import HashRange
 from indexd.ann.index import ShardIndex
 from indexd.ann.ivfpq import IvfPq
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.columns import HashColumn, SubjectRows, TextColumn
+from indexd.engine.erasures import PendingErasures
+from indexd.engine.loading import LoadedRows, PreparedSegment, Staged
 from indexd.engine.requests import (
     EnrolRequest,
     EraseRequest,
+    InheritedRequests,
+    LoadRequest,
+    MirrorRequest,
     Outcome,
     Remembered,
     RequestMemory,
+    Step,
     WriteRequest,
 )
 
@@ -53,23 +60,39 @@ class ShardState:
         self.subjects = SubjectRows()
         self.templates = TextColumn()
         self.requests = RequestMemory()
+        self.erasures = PendingErasures(shard_id)
+        self.inherited = InheritedRequests()
+        self.sources: dict[ShardId, int] = {}
+        """How far other shards have been brought into this one."""
         self.position = 0
         self.log: LogRef | None = None
         self.digest = 0
         self.templates_count = 0
+        self.dropped_count = 0
+        """Erased rows that repacking has left out, see indexd.engine.repack."""
         self._template_hashes = HashColumn()
         self._erased = bytearray()
         self.codebook = ""
+        self.staged: Staged | None = None
+        """Rows of a load that is about to be committed; see indexd.engine.staging."""
+        self.loaded: list[LoadedRows] = []
+        """Rows that lie in segments of loads, in order, as far as only the log knows of them. A
+        primary forgets those that its manifest covers, a follower goes on to know them."""
 
     @property
     def rows_count(self) -> int:
-        """Rows ever applied, erased ones too."""
+        """Rows in memory, erased ones too."""
         return len(self.templates)
 
     @property
     def erased_count(self) -> int:
-        """Rows erased and not yet rewritten."""
+        """Erased rows in memory."""
         return self.rows_count - self.templates_count
+
+    @property
+    def erasures_count(self) -> int:
+        """Rows erased since this copy was loaded, or erased when it was."""
+        return self.erased_count + self.dropped_count
 
     @property
     def memory_bytes(self) -> int:
@@ -82,8 +105,9 @@ class ShardState:
         return bool(self._erased[row])
 
     def erased_mask(self, rows: Int64) -> npt.NDArray[np.bool_]:
-        """Tell of each row whether it is erased."""
-        return np.frombuffer(bytes(self._erased), np.bool_)[rows]
+        """Tell of each row whether it is erased; one that has left the memory, below 0, is."""
+        erased = np.frombuffer(bytes(self._erased) + b"\x01", np.bool_)
+        return erased[np.maximum(rows, -1)]
 
     def use_codebook(self, named: NamedCodebook) -> None:
         """Set the codebook of a state that holds nothing yet."""
@@ -113,7 +137,7 @@ class ShardState:
             InvalidError: a row does not belong here or contradicts another (row).
             ConflictError: a template is there with another vector (TEMPLATE_EXISTS, row).
         """
-        done = self.requests.recall(request)
+        done = None if _is_mirrored(request) else self.requests.recall(request)
         if done is not None:
             return done
         position = overlay.position + 1
@@ -132,6 +156,9 @@ class ShardState:
                     unchanged_count=len(request.codes) - len(new),
                 )
             case EraseRequest():
+                if self.inherited.done_in(request.request_id, self.range):
+                    # A late copy: who was enrolled again since stays.
+                    return Outcome(self.position)
                 record = EraseRecord(
                     position=position,
                     request_id=request.request_id,
@@ -140,9 +167,56 @@ class ShardState:
                     template_ids=request.template_ids,
                     subject_ids=request.subject_ids,
                 )
+            case MirrorRequest():
+                raise AssertionError("several records: see plan_mirrored")
+            case LoadRequest():
+                if request.step is not None and not self.follows(request.step):
+                    return Outcome(self.position)
+                assert self.staged is not None, "a load is staged before it is planned"
+                assert self.staged.request_id == request.request_id, "and no other"
+                record = LoadRecord(
+                    position=position,
+                    request_id=request.request_id,
+                    request_digest=request.digest(),
+                    written_unix_ms=written_unix_ms,
+                    segments=self.staged.recorded,
+                    source=_position_of(request.step),
+                    inherited=request.inherited,
+                )
         overlay.position = position
         overlay.requests.add(request.request_id)
         return record
+
+    def follows(self, step: Step) -> bool:
+        """Tell whether a source is here exactly as far as a request says that it was before."""
+        return self.sources.get(step.source, 0) == step.after
+
+    def plan_mirrored(
+        self, request: MirrorRequest, written_unix_ms: int
+    ) -> list[LogRecord] | Outcome:
+        """Return the records of another shard as this one's, or an outcome where they do not
+        follow what there is of it: others have been here since.
+
+        A request without records still moves the source's position, by an empty record.
+        """
+        if not self.follows(request.step):
+            return Outcome(self.position)
+        records = list(request.records) or [
+            EnrolRecord(
+                position=0,
+                request_id=request.request_id,
+                request_digest=request.digest(),
+                written_unix_ms=written_unix_ms,
+                template_ids=[],
+                subject_ids=[],
+                codes=np.empty((0, self.dim), np.int8),
+            )
+        ]
+        records[-1] = replace(records[-1], source=_position_of(request.step))
+        return [
+            replace(record, position=position)
+            for position, record in enumerate(records, self.position + 1)
+        ]
 
     def _new_rows(self, request: EnrolRequest, overlay: Overlay) -> list[int]:
         """Return the rows that are not there yet, and add them to the overlay."""
@@ -151,7 +225,8 @@ class ShardState:
         pairs = zip(request.subject_ids, request.template_ids, strict=True)
         for row, (key, codes) in enumerate(zip(pairs, request.codes, strict=True)):
             subject_id, template_id = key
-            if not self.range.contains(subject_key(subject_id)):
+            subject = subject_key(subject_id)
+            if not self.range.contains(subject):
                 raise InvalidError(
                     f"subject does not belong to this shard row={row} shard={self.shard_id}",
                     reason="SUBJECT_ELSEWHERE",
@@ -170,6 +245,9 @@ class ShardState:
                 continue
             there = overlay.rows.get(key) or self._stored(subject_id, template_id)
             if there is None:
+                if self.inherited.done_for(request.request_id, subject):
+                    # A late copy: the row was enrolled, and has been erased since.
+                    continue
                 added[key] = data
                 new.append(row)
             elif there != data:
@@ -191,24 +269,102 @@ class ShardState:
 
     # Applying
 
+    def record_problem(self, record: LogRecord) -> str:
+        """Say why a record that was read back cannot be carried out here; empty when it can.
+
+        No primary writes such a record. One that is there all the same would else end the process
+        that replays it, and the next one after that.
+        """
+        source = record.source
+        if source is not None and source.position <= self.sources.get(source.shard_id, 0):
+            return f"its source goes back source={source.shard_id} position={source.position}"
+        return self.rows_problem(record)
+
+    def rows_problem(self, record: LogRecord) -> str:
+        """Say why rows of a record do not belong here; empty when they do."""
+        if not isinstance(record, EnrolRecord):
+            # Erasures fit everywhere; segments of loads are checked as they are fetched.
+            return ""
+        if record.codes.shape[1] != self.dim:
+            return f"its rows have another dimension dim={record.codes.shape[1]} here={self.dim}"
+        if len(record.codes):
+            try:
+                vectors.check_codes(record.codes)
+            except InvalidError as error:
+                return error.message
+        for row, subject_id in enumerate(record.subject_ids):
+            if not self.range.contains(subject_key(subject_id)):
+                return f"a subject of it belongs to another shard row={row}"
+        return ""
+
     def apply(self, record: LogRecord, log: LogRef) -> Outcome:
         """Carry out a committed record; return what it did."""
         assert record.position == self.position + 1, "records are applied in order, each once"
-        if isinstance(record, EnrolRecord):
-            self.add_rows(record.template_ids, record.subject_ids, record.codes)
-            outcome = Outcome(
-                record.position,
-                enrolled_count=len(record.template_ids),
-                unchanged_count=record.unchanged_count,
-            )
+        outcome: Outcome
+        if self.staged is not None and self.staged.request_id != record.request_id:
+            # The load that was staged came to nothing.
+            self.unstage()
+        match record:
+            case EnrolRecord():
+                self.add_rows(record.template_ids, record.subject_ids, record.codes)
+                outcome = Outcome(
+                    record.position,
+                    enrolled_count=len(record.template_ids),
+                    unchanged_count=record.unchanged_count,
+                )
+            case EraseRecord():
+                rows = self._reached(record)
+                self.erase_rows(rows)
+                if record.source is None:
+                    # The source's own journal has it, by the source's positions.
+                    self.erasures.note(record)
+                outcome = Outcome(record.position, erased_count=len(rows))
+            case LoadRecord():
+                outcome = self._publish(record)
+        if record.source is None:
+            self.requests.remember(record.request_id, Remembered(record.request_digest, outcome))
         else:
-            rows = self.find(record.template_ids, record.subject_ids)
-            self.erase_rows(rows)
-            outcome = Outcome(record.position, erased_count=len(rows))
-        self.requests.remember(record.request_id, Remembered(record.request_digest, outcome))
+            self.sources[record.source.shard_id] = record.source.position
+        self.inherited.note(record.inherited)
         self.position = record.position
         self.log = log
         return outcome
+
+    def _publish(self, record: LoadRecord) -> Outcome:
+        """Make the rows of a staged load seen, all at once."""
+        staged = self.staged
+        assert staged is not None, "a load is staged before it is applied"
+        assert staged.request_id == record.request_id, "and no other"
+        first = self.rows_count
+        self.subjects.publish(staged.links)
+        for segment in staged.segments:
+            self.templates.extend(segment.templates)
+            self._template_hashes.extend(segment.template_hashes)
+            self.loaded.append(LoadedRows(segment.sha256, first, first + len(segment)))
+            first += len(segment)
+        self._erased += staged.erased.tobytes()
+        self.digest = digests.add(self.digest, staged.digest)
+        self.templates_count += len(staged.erased) - int(np.count_nonzero(staged.erased))
+        self.staged = None
+        # Last: from here on searches meet them.
+        self.index.publish(len(staged.erased))
+        self._know_codes(staged.segments, self.rows_count - len(staged.erased))
+        unchanged = sum(segment.unchanged_count for segment in record.segments)
+        rows = sum(segment.rows_count for segment in record.segments)
+        return Outcome(record.position, enrolled_count=rows - unchanged, unchanged_count=unchanged)
+
+    def _know_codes(self, segments: Sequence[PreparedSegment], first: int) -> None:
+        """Keep the codes that segments came with, so that their rows are not coded again."""
+        for segment in segments:
+            if segment.encoded is not None and segment.codebook == self.codebook:
+                self.index.know(first, segment.encoded)
+            first += len(segment)
+
+    def unstage(self) -> None:
+        """Forget rows that were staged and not published."""
+        self.subjects.unstage()
+        self.index.unstage()
+        self.staged = None
 
     def add_rows(
         self, template_ids: Sequence[str], subject_ids: Sequence[str], codes: vectors.Int8
@@ -251,6 +407,14 @@ class ShardState:
 
     # Looking up
 
+    def _reached(self, record: EraseRecord) -> Int64:
+        """Return the live rows that an erasure is about, rising."""
+        rows = self.find(record.template_ids, record.subject_ids)
+        if record.within is None:
+            return rows
+        reached = [row for row in rows.tolist() if record.reaches(self.subjects.name_of_row(row))]
+        return np.array(reached, np.int64)
+
     def live_rows(self, subject_id: str) -> list[int]:
         """Return the rows of a subject that are not erased, in the order enrolled."""
         return [row for row in self.subjects.rows(subject_id) if not self._erased[row]]
@@ -275,3 +439,13 @@ class ShardState:
                 reason="DIGEST_MISMATCH",
                 shard=self.shard_id,
             )
+
+
+def _position_of(step: Step | None) -> SourcePosition | None:
+    """Return how far a source is after a step."""
+    return None if step is None else SourcePosition(step.source, step.last)
+
+
+def _is_mirrored(request: WriteRequest) -> bool:
+    """Tell whether a request brings rows of another shard: such are told by their positions."""
+    return isinstance(request, LoadRequest) and request.step is not None

@@ -9,9 +9,12 @@ from indexd.engine import coded
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.recovery import fetch
 
+LOADED_MAX = 8
+"""Codebooks kept at hand; a gallery that is trained again leaves its old one behind."""
+
 
 class Codebooks:
-    """Loads codebooks by hash, each once."""
+    """Loads codebooks by hash, and keeps the last few, which all shards of a gallery share."""
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
@@ -32,6 +35,8 @@ class Codebooks:
             data = await fetch(self._store, name, gallery.codebook)
             codebook = coded.decode(data, gallery.codebook)
             self._loaded[gallery.codebook] = codebook
+            if len(self._loaded) > LOADED_MAX:
+                del self._loaded[next(iter(self._loaded))]
         return codebook
 
     async def delete(self, gallery_uid: str, sha256: str) -> None:

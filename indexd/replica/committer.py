@@ -10,7 +10,8 @@ answers. Its guard is the old tip, so it can take effect at most once.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from facegrid import limits
@@ -29,11 +30,16 @@ from facegrid.errors import (
 from facegrid.format.log import LogGroup, LogRef, encode_log, log_name, log_ref
 from facegrid.telemetry.log import Logger
 from indexd.engine.group import form_group
-from indexd.engine.requests import Outcome, WriteRequest
+from indexd.engine.requests import LoadRequest, Outcome, WriteRequest
 from indexd.replica.writer import PendingGroup, ShardWriter, WriteTicket
 
-COMMIT_TIMEOUT_S = 3.0
+COMMIT_TIMEOUT_S = 1.0
+DOUBT_TIMEOUT_S = 0.5
+"""Of each further attempt. What etcd's leader was given is lost when it dies: short attempts
+find its successor sooner; one that takes effect after all is found by reading."""
 DOUBT_PAUSE_S = 0.25
+RESOLVE_TIMEOUT_S = 3.0
+"""Of the read that tells whether an attempt took effect, for an etcd that is slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,15 @@ class Committer:
         if writer in self._writers:
             self._writers.remove(writer)
 
+    def check(self, writer: ShardWriter) -> None:
+        """Raise FencedError or UnavailableError where a write would be refused at once."""
+        if writer.fenced:
+            raise writer.fenced_error()
+        if writer.closed:
+            raise _closing(writer)
+        if writer.in_doubt is not None:
+            raise _doubtful(writer)
+
     async def submit(self, writer: ShardWriter, request: WriteRequest) -> Outcome:
         """Return what the write did, once it is durable and searchable.
 
@@ -79,12 +94,7 @@ class Committer:
                 same request id finds it out.
             OverloadedError: too much is waiting.
         """
-        if writer.fenced:
-            raise writer.fenced_error()
-        if writer.closed:
-            raise _closing(writer)
-        if writer.in_doubt is not None:
-            raise _doubtful(writer)
+        self.check(writer)
         if self._queued_bytes + request.size_bytes > limits.WRITE_QUEUE_BYTES_MAX:
             raise OverloadedError(
                 f"too many writes wait for the log limit={limits.WRITE_QUEUE_BYTES_MAX}",
@@ -92,13 +102,54 @@ class Committer:
                 limit=limits.WRITE_QUEUE_BYTES_MAX,
             )
         ticket = WriteTicket(request, asyncio.get_running_loop().create_future())
-        writer.waiting.append(ticket)
+        if isinstance(request, LoadRequest):
+            # Staged for the rows that there are now: before all that waits.
+            writer.waiting.appendleft(ticket)
+            writer.held = False
+        else:
+            writer.waiting.append(ticket)
         self._queued_bytes += request.size_bytes
         self._wake.set()
         try:
             return await ticket.future
         finally:
             self._queued_bytes -= request.size_bytes
+
+    @asynccontextmanager
+    async def held(self, writer: ShardWriter) -> AsyncIterator[None]:
+        """Let a shard's writes wait inside, until a bulk load is submitted: its rows are staged
+        for what there is now. Searches go on.
+
+        Raises:
+            UnavailableError: a commit is in doubt, so what there is now is not known.
+        """
+        assert not writer.held, "one load of a shard at a time"
+        writer.held = True
+        try:
+            await self.quiet()
+            if writer.in_doubt is not None:
+                raise _doubtful(writer)
+            yield
+        finally:
+            writer.held = False
+            self._wake.set()
+
+    async def pause(self, writer: ShardWriter) -> None:
+        """Let a shard's writes wait until `resume`; return once none is on its way.
+
+        Raises:
+            UnavailableError: a commit is in doubt, so what was committed is not known.
+        """
+        writer.paused = True
+        await self.quiet()
+        if writer.in_doubt is not None:
+            self.resume(writer)
+            raise _doubtful(writer)
+
+    def resume(self, writer: ShardWriter) -> None:
+        """Let a shard's writes go on."""
+        writer.paused = False
+        self._wake.set()
 
     async def run(self) -> None:
         """Commit rounds until cancelled."""
@@ -196,8 +247,10 @@ class Committer:
         """Commit groups together; when that is refused, find out which one was, by itself."""
         guards = [guard for group in groups for guard in group.guards()]
         puts = [group.put() for group in groups]
+        again = any(group.writer.in_doubt is group for group in groups)
+        timeout_s = DOUBT_TIMEOUT_S if again else COMMIT_TIMEOUT_S
         try:
-            result = await self._ports.coord.txn(guards, puts, timeout_s=COMMIT_TIMEOUT_S)
+            result = await self._ports.coord.txn(guards, puts, timeout_s=timeout_s)
         except UnavailableError as error:
             for group in groups:
                 self._doubt(group, error)
@@ -215,7 +268,7 @@ class Committer:
         """A guard failed: an earlier attempt took effect, or somebody else has the shard."""
         shard_id = group.writer.state.shard_id
         try:
-            tip = await self._ports.coord.get(keys.tip(shard_id), timeout_s=COMMIT_TIMEOUT_S)
+            tip = await self._ports.coord.get(keys.tip(shard_id), timeout_s=RESOLVE_TIMEOUT_S)
         except UnavailableError as error:
             self._doubt(group, error)
             return
@@ -237,6 +290,7 @@ class Committer:
                 "commit in doubt", shard=group.writer.state.shard_id, reason=error.reason
             )
         group.writer.in_doubt = group
+        group.writer.doubt = error.message
         group.settle_all(_doubtful(group.writer))
         group.writer.refuse_waiting(_doubtful(group.writer))
 
@@ -247,6 +301,8 @@ class Committer:
             writer.in_doubt = None
             self._ports.logger.info("commit in doubt settled", shard=writer.state.shard_id)
         writer.tip, writer.tip_revision = group.ref, revision
+        if writer.recent is not None:
+            writer.recent.keep(group.name, group.data)
         for record, ticket in group.records:
             ticket.settle(writer.state.apply(record, group.ref))
         self._on_applied(writer)
@@ -262,7 +318,7 @@ def _doubtful(writer: ShardWriter) -> UnavailableError:
     """Return the error for writes while etcd does not answer."""
     return UnavailableError(
         "etcd did not confirm the write; retry with the same request id"
-        f" shard={writer.state.shard_id}",
+        f" shard={writer.state.shard_id} problem={writer.doubt!r}",
         reason="COMMIT_IN_DOUBT",
         shard=writer.state.shard_id,
     )

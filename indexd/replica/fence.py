@@ -78,8 +78,9 @@ async def claim(
             f"claim refused: the map or the generation moved on shard={shard_id}",
             shard=shard_id,
         )
-    tip = await coord.get(keys.tip(shard_id))
-    pointer = await coord.get(keys.manifest(shard_id))
+    names = [keys.tip(shard_id), keys.manifest(shard_id)]
+    found = {item.key: item for item in (await coord.get_many(names)).items}
+    tip, pointer = (found.get(name) for name in names)
     return Fence(
         generation=generation,
         claim=encode_generation(record),

@@ -1,7 +1,7 @@
 """Keeps etcd's records of a gallery in the object store too, for the day that etcd is lost."""
 
 from facegrid.blob.port import BlobStore
-from facegrid.errors import ConflictError
+from facegrid.errors import ConflictError, CorruptError, UnavailableError
 from facegrid.format.checks import sha256_hex
 from facegrid.format.stored_gallery import (
     StoredGallery,
@@ -18,7 +18,8 @@ async def keep(store: BlobStore, stored: StoredGallery) -> str:
 
     Raises:
         CorruptError: the object is there and damaged.
-        UnavailableError: the store cannot be reached.
+        UnavailableError: the store cannot be reached, or another node has just deleted them, since
+            there are newer ones (RECORD_REPLACED): try again with what etcd says then.
     """
     data = encode_stored_gallery(stored)
     sha256 = sha256_hex(data)
@@ -26,7 +27,16 @@ async def keep(store: BlobStore, stored: StoredGallery) -> str:
     try:
         await store.put_new(name, data)
     except ConflictError:
-        await fetch(store, name, sha256)
+        try:
+            await fetch(store, name, sha256)
+        except CorruptError as error:
+            if error.reason != "OBJECT_MISSING":
+                raise
+            # It was there a moment ago: nothing is damaged.
+            raise UnavailableError(
+                f"the records of the gallery are being replaced name={name}",
+                reason="RECORD_REPLACED",
+            ) from error
     return name
 
 

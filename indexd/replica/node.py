@@ -3,31 +3,38 @@
 import asyncio
 from collections.abc import Coroutine
 
-from facegrid.coord import keys
-from facegrid.coord.port import Delete
+from facegrid import limits
 from facegrid.errors import (
     CorruptError,
     FacegridError,
     FencedError,
     NotFoundError,
 )
-from facegrid.format.records import Dropped, decode_tip
-from facegrid.format.stored_gallery import StoredGallery, stored_gallery_prefix
+from facegrid.format.records import GenerationClaim
 from facegrid.ids import NodeId, ShardId
 from facegrid.model import Gallery
+from indexd.engine.requests import LoadRequest, Outcome
+from indexd.replica import bulk
 from indexd.replica.codebooks import Codebooks
 from indexd.replica.committer import Committer
-from indexd.replica.follower import POLL_S, Follower
+from indexd.replica.confirmation import Confirmation
+from indexd.replica.dropping import Dropping
+from indexd.replica.follower import Follower
+from indexd.replica.keeping import keep_view
+from indexd.replica.mirrors import Mirrors
+from indexd.replica.policy import NodePolicy
 from indexd.replica.primary import Primary
+from indexd.replica.repacking import Repacker
 from indexd.replica.shard_copy import NodePorts, Phase, ShardCopy
+from indexd.replica.succession import Succession
+from indexd.replica.sweeping import look_s
+from indexd.replica.tending import Tended, Tending
 from indexd.replica.trainer import Trainer
-from indexd.replica.view import WATCHED, Holding, View
+from indexd.replica.tuner import Tuner
+from indexd.replica.view import WATCHED, DropOrder, Holding, View
 from indexd.replica.writer import ShardWriter
 
 RETRY_PAUSE_S = 0.5
-TRAIN_TIMEOUT_S = 1800.0
-REWRITE_LOOK_S = 30.0
-"""How often to look for erased rows to be rewritten, where the limit is long."""
 OPENING_MAX = 2
 """Shards loaded at a time; more would only compete for the same cores."""
 
@@ -35,30 +42,54 @@ OPENING_MAX = 2
 class Node:
     """All shards of this process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a node is made of
         self,
         ports: NodePorts,
         committer: Committer,
         trainer: Trainer,
         view: View,
         *,
-        erased_rewrite_s: float,
+        policy: NodePolicy,
+        mirrors: Mirrors | None = None,
+        tuner: Tuner | None = None,
     ) -> None:
         self.copies: dict[ShardId, ShardCopy] = {}
         self._leaving: dict[ShardId, ShardCopy] = {}
+        self._heirs: dict[ShardId, ShardCopy] = {}
+        """Copies that are about to take the place of another."""
+        self._unable: dict[ShardId, int] = {}
+        """Shards whose follower goes on serving, since it could not become what a map says."""
+        self._lingering: dict[ShardId, float] = {}
+        """Until when copies that the map has taken away go on answering."""
         self._dropped: set[ShardId] = set()
         """Deleted here, though the map of this node may not tell yet; never to be opened again."""
         self.view = view
         self._ports = ports
         self._committer = committer
-        self._trainer = trainer
         self._codebooks = Codebooks(ports.store)
         self._changed = asyncio.Event()
         self._opening = asyncio.Semaphore(OPENING_MAX)
         self._busy: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._stopping = False
-        self._erased_rewrite_s = erased_rewrite_s
+        self._policy = policy
+        self.mirrors = mirrors
+        self._repacker = Repacker()
+        tended = Tended(trainer, tuner, ports.clock, ports.logger)
+        self._tending = Tending(tended, self._start, self._changed.set)
+        self._dropping = Dropping(ports, view, policy.dropping)
+        self._confirmation = Confirmation(
+            ports,
+            self.copies,
+            superseded=self._superseded,
+            caught_up=self._tidy,
+            load_ahead=lambda one: self._start(
+                f"load {one.assignment.shard_id}", self._take_load(one)
+            ),
+        )
+        self._succession = Succession(
+            ports.claimant.node_id, view, policy.takeover, self._followed
+        )
 
     async def run(self) -> None:
         """Follow etcd until cancelled.
@@ -69,14 +100,21 @@ class Node:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             tasks.create_task(self._committer.run())
-            tasks.create_task(self._follow())
+            tasks.create_task(self._confirmation.run())
             tasks.create_task(self._rewrite())
+            tasks.create_task(self._dropping.run(self._changed.set))
+            tasks.create_task(self._succession.run(self._ports))
             for prefix in WATCHED:
                 tasks.create_task(self._watch(prefix))
+            if self._policy.state_dir is not None:
+                folder, logger = self._policy.state_dir, self._ports.logger
+                tasks.create_task(keep_view(self.view, folder, self._ports.clock, logger))
+            if self.view.restored:
+                self._changed.set()
             while True:
                 await self._changed.wait()
                 self._changed.clear()
-                if self.view.complete and not self._stopping:
+                if (self.view.complete or self.view.restored) and not self._stopping:
                     self._reconcile()
 
     async def close(self) -> None:
@@ -111,6 +149,20 @@ class Node:
             )
         return copy
 
+    async def load_segments(self, primary: Primary, request: LoadRequest) -> Outcome:
+        """Carry a bulk load out in a task of the node: it goes on when the caller gives up."""
+        if self._tasks is None or self._stopping:
+            raise bulk.node_stops()
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        work = bulk.settle(future, lambda: primary.load_segments(request))
+        try:
+            self._tasks.create_task(work)
+        except RuntimeError:
+            # The group is being cancelled: the node was fenced off, and ends.
+            work.close()
+            raise bulk.node_stops() from None
+        return await future
+
     def applied(self, writer: ShardWriter) -> None:
         """Look after a shard that has just taken writes: code, flush, train when due."""
         primary = self.copies.get(writer.state.shard_id)
@@ -118,46 +170,38 @@ class Node:
             return
         if primary.applied():
             self._start(f"flush {writer.state.shard_id}", primary.flush())
-        self._absorb(primary)
-        if self._train_due(primary):
-            self._start(f"train {primary.gallery.name}", self._train(primary.gallery))
+        self._tidy(primary)
+        gallery = self.view.gallery(primary.gallery.name)
+        self._tending.look(gallery, primary, written=True)
 
-    def _absorb(self, copy: ShardCopy) -> None:
-        """Code rows of the exact tail when there are enough."""
+    def _tidy(self, copy: ShardCopy) -> None:
+        """Code rows of the exact tail, and let go of what is not needed, when there is enough."""
         if copy.absorb_due:
             self._start(f"absorb {copy.assignment.shard_id}", copy.absorb())
-
-    def _train_due(self, primary: Primary) -> bool:
-        """Whether the gallery has come to the size at which it trains by itself.
-
-        Subjects fall evenly into the key space, so the first shard stands for all of them: no
-        node need ask the others.
-        """
-        gallery = self.view.gallery(primary.gallery.name)
-        if gallery is None or gallery.codebook or primary.assignment.range.first != 0:
-            return False
-        estimate = primary.state.templates_count * gallery.shards_count
-        return 0 < gallery.train_at_templates_count <= estimate
-
-    async def _train(self, gallery: Gallery) -> None:
-        """Train; after a failure the next write tries again."""
-        deadline_s = self._ports.clock.now_s() + TRAIN_TIMEOUT_S
-        sha256, sample_count = await self._trainer.train(gallery.name, deadline_s)
-        self._ports.logger.info(
-            "trained by itself", gallery=gallery.name, codebook=sha256, sample=sample_count
-        )
+        if self._repacker.due(copy):
+            self._start(f"repack {copy.assignment.shard_id}", self._repacker.repack(copy))
+        if isinstance(copy, Follower) and copy.forget_due:
+            self._start(f"forget {copy.assignment.shard_id}", copy.forget_journalled())
 
     async def _rewrite(self) -> None:
-        """Now and then rewrite segments whose erased rows have lain in the store long enough."""
+        """Now and then rewrite segments whose erased rows have lain in the store long enough, and
+        delete what was not needed for long enough.
+        """
+        limit_s = self._policy.erased_rewrite_s
         while True:
-            await self._ports.clock.sleep(min(REWRITE_LOOK_S, self._erased_rewrite_s / 2))
+            await self._ports.clock.sleep(look_s(limit_s))
             for shard_id, copy in self.copies.items():
-                if isinstance(copy, Primary) and copy.rewrite_due(self._erased_rewrite_s / 2):
+                if not isinstance(copy, Primary):
+                    continue
+                if copy.rewrite_due(limit_s / 2):
                     self._start(f"flush {shard_id}", copy.rewrite())
+                elif copy.sweep_due:
+                    self._start(f"flush {shard_id}", copy.sweep())
 
     async def _watch(self, prefix: str) -> None:
         """Keep one prefix of the view up to date."""
         async for event in self._ports.coord.watch(prefix):
+            self.view.heard_s[prefix] = self._ports.clock.now_s()
             known = dict(self.view.refused)
             if self.view.take(prefix, event):
                 self._changed.set()
@@ -169,60 +213,146 @@ class Node:
         wanted = self.view.holdings(self._ports.claimant.node_id)
         # What the map has given up once never comes back: shard ids are used once.
         self._dropped &= wanted.keys()
+        self._unable = {s: at for s, at in self._unable.items() if s in wanted}
+        self._lingering = {s: until for s, until in self._lingering.items() if s not in wanted}
         for shard_id, holding in wanted.items():
-            if shard_id not in self.copies and shard_id not in self._dropped:
+            copy = self.copies.get(shard_id)
+            # Work of this name may be for a copy that was taken away; it looks here again then. So
+            # does one that still closes.
+            opening = f"open {shard_id}" in self._busy or shard_id in self._leaving
+            if copy is None and shard_id not in self._dropped and not opening:
                 self.copies[shard_id] = copy = self._new_copy(holding)
                 self._start(f"open {shard_id}", self._open(copy, holding))
-        dropped = {record.shard_id: record for record in self.view.dropped(self._me)}
+            elif copy is not None and self._is_outdated(copy, holding):
+                self._start(f"open {shard_id}", self._replace(copy, holding))
+        self._dropping.held |= self.copies.keys()
+        dropped = {order.record.shard_id: order for order in self._dropping.mine()}
         for shard_id in [shard_id for shard_id in self.copies if shard_id not in wanted]:
-            if shard_id in dropped:
-                continue
-            self._leaving[shard_id] = self.copies.pop(shard_id)
-            self._start(f"close {shard_id}", self._let_go(shard_id))
-        for shard_id, record in dropped.items():
-            self._start(f"drop {shard_id}", self._drop(record))
+            if shard_id not in dropped:
+                self._part_with(shard_id)
+        for shard_id, order in dropped.items():
+            self._start(f"drop {shard_id}", self._drop(order))
+        for shard_id in self._dropping.gone(self._kept()):
+            self._start(f"clear {shard_id}", self._dropping.clear(shard_id))
         for copy in self.copies.values():
+            self._take_map(copy, wanted)
             self._check_fence(copy)
             self._check_codebook(copy, wanted)
             self._check_record(copy, wanted)
+            self._tending.look(self.view.gallery(copy.gallery.name), copy)
+        if self.mirrors is not None:
+            self.mirrors.look(self.copies, self._start)
 
-    def _new_copy(self, holding: Holding) -> ShardCopy:
-        """Return a copy in the role that the map gives to this node."""
+    def _is_outdated(self, copy: ShardCopy, holding: Holding) -> bool:
+        """Tell whether the map gives this node another role than its copy has, or the one that the
+        copy has lost.
+        """
+        if copy.phase is Phase.OPENING or not self.view.complete:
+            return False
+        if self._unable.get(holding.assignment.shard_id) == holding.map_revision:
+            return False
         if holding.assignment.primary == self._me:
-            return Primary(self._ports, self._committer, holding.gallery, holding.assignment)
-        return Follower(self._ports, holding.gallery, holding.assignment)
+            return isinstance(copy, Follower) or copy.phase in (Phase.FENCED, Phase.CLOSED)
+        return isinstance(copy, Primary)
 
-    async def _follow(self) -> None:
-        """Keep followers at the committed tips, with one look at etcd for all of them."""
-        while True:
-            followers = [
-                copy
-                for copy in self.copies.values()
-                if isinstance(copy, Follower) and copy.phase is Phase.SERVING
-            ]
-            if followers:
-                await self._confirm(followers)
-            await self._ports.clock.sleep(POLL_S)
-
-    async def _confirm(self, followers: list[Follower]) -> None:
-        """Read all tips and let the followers catch up with theirs."""
-        asked_s = self._ports.clock.now_s()
+    async def _replace(self, copy: ShardCopy, holding: Holding) -> None:
+        """Put a copy in the role that the map gives in the place of one, with its rows where that
+        can be. A follower is searched until the primary serves.
+        """
+        shard_id = holding.assignment.shard_id
+        self._heirs[shard_id] = heir = self._new_copy(holding)
         try:
-            tips = {item.key: item for item in (await self._ports.coord.list(keys.TIPS)).items}
-        except FacegridError:
+            if isinstance(copy, Primary):
+                if isinstance(heir, Follower) and copy.phase is not Phase.OPENING:
+                    await self._step_down(copy, heir)
+                    return
+                await copy.abandon()
+            heir.inherit(copy)
+            codebook = await self._codebooks.get(holding.gallery)
+            await self._keep_record(heir, holding.gallery)
+            await heir.open(holding.map_revision, codebook)
+        except CorruptError as error:
+            heir.fail(error)
+            if isinstance(copy, Follower) and copy.phase is Phase.SERVING:
+                # It is searched as well as before, until the map says something else.
+                copy.problem = error.message
+                self._unable[shard_id] = holding.map_revision
+                return
+        finally:
+            del self._heirs[shard_id]
+            self._changed.set()
+        if self.copies.get(shard_id) is copy:
+            self.copies[shard_id] = heir
+        else:
+            # Dropped or taken away meanwhile.
+            await heir.abandon()
+        self._changed.set()
+
+    async def _step_down(self, primary: Primary, heir: Follower) -> None:
+        """Let a follower go on with the rows of a primary. One of them can be searched all along,
+        also while a flush comes to its end.
+        """
+        shard_id = primary.assignment.shard_id
+        codebook = await self._codebooks.get(primary.gallery)
+        async with primary.handed_over():
+            if self.copies.get(shard_id) is primary:
+                heir.go_on(primary, codebook)
+                self.copies[shard_id] = heir
+
+    def _part_with(self, shard_id: ShardId) -> None:
+        """Let go of a shard that the map no longer gives to this node: when it has been searched
+        for a moment longer by routers that have not heard, unless its gallery is gone.
+        """
+        copy, now_s = self.copies[shard_id], self._ports.clock.now_s()
+        shard_map = self.view.shard_map(copy.gallery.name)
+        lives = shard_map is not None and shard_map.gallery_uid == copy.gallery.uid
+        until_s = self._lingering.setdefault(shard_id, now_s + limits.LINGER_S)
+        if lives and copy.phase in (Phase.SERVING, Phase.FENCED) and now_s < until_s:
+            if isinstance(copy, Primary):
+                heir = Follower(
+                    self._ports, copy.gallery, copy.assignment, map_version=copy.map_version
+                )
+                self._start(f"open {shard_id}", self._step_down(copy, heir))
+            self._start(f"linger {shard_id}", self._linger(until_s - now_s))
             return
-        for follower in followers:
-            shard_id = follower.assignment.shard_id
-            item = tips.get(keys.tip(shard_id))
-            try:
-                tip = None if item is None else decode_tip(item.value).log
-                await follower.confirm(tip, asked_s)
-            except CorruptError as error:
-                follower.fail(error)
-            except FacegridError:
-                # Not confirmed: it will say so itself when that has lasted too long.
-                continue
-            self._absorb(follower)
+        del self._lingering[shard_id]
+        self._leaving[shard_id] = self.copies.pop(shard_id)
+        self._start(f"close {shard_id}", self._let_go(shard_id))
+
+    async def _linger(self, duration_s: float) -> None:
+        """Look again in a while."""
+        await self._ports.clock.sleep(duration_s)
+        self._changed.set()
+
+    def _take_map(self, copy: ShardCopy, wanted: dict[ShardId, Holding]) -> None:
+        """Let a copy that serves act by the map as it is now."""
+        holding = wanted.get(copy.assignment.shard_id)
+        if holding is not None and copy.phase is Phase.SERVING:
+            copy.take_map(holding.gallery, holding.assignment, holding.map_version)
+
+    def _new_copy(self, holding: Holding) -> Primary | Follower:
+        """Return a copy in the role that the map gives to this node. While etcd was not heard of
+        nobody can claim, so all copies follow.
+        """
+        gallery, assignment, version = holding.gallery, holding.assignment, holding.map_version
+        if self.view.complete and assignment.primary == self._me:
+            return Primary(self._ports, self._committer, gallery, assignment, map_version=version)
+        return Follower(self._ports, gallery, assignment, map_version=version)
+
+    def _followed(self) -> list[ShardId]:
+        """Return the shards that this node follows, and could go on with."""
+        return [
+            shard_id
+            for shard_id, copy in self.copies.items()
+            if isinstance(copy, Follower) and copy.caught_up
+        ]
+
+    async def _take_load(self, follower: Follower) -> None:
+        """Let a follower bring a bulk load in."""
+        try:
+            await follower.take_load()
+        except CorruptError as error:
+            follower.fail(error)
 
     @property
     def _me(self) -> NodeId:
@@ -232,11 +362,18 @@ class Node:
     def _check_fence(self, copy: ShardCopy) -> None:
         """Stop serving a shard that another process has claimed since."""
         claim = self.view.generation(copy.assignment.shard_id)
-        if claim is None or not isinstance(copy, Primary):
+        if claim is not None and isinstance(copy, Primary):
+            self._superseded(copy, claim)
+
+    def _superseded(self, primary: Primary, claim: GenerationClaim) -> None:
+        """Fence a primary whose shard was claimed by a newer generation.
+
+        Raises:
+            FencedError: by another process under this node's id.
+        """
+        if primary.generation == 0 or claim.generation <= primary.generation:
             return
-        if copy.generation == 0 or claim.generation <= copy.generation:
-            return
-        copy.fence()
+        primary.fence()
         if claim.node_id == self._me and claim.boot_id != self._ports.claimant.boot_id:
             raise FencedError(
                 f"another process runs under this node's id node={self._me}"
@@ -250,7 +387,6 @@ class Node:
         holding = wanted.get(copy.assignment.shard_id)
         if holding is None or copy.phase is not Phase.SERVING:
             return
-        copy.gallery = holding.gallery
         if holding.gallery.codebook not in ("", copy.state.codebook):
             self._start(f"codebook {copy.assignment.shard_id}", self._use_codebook(copy))
 
@@ -259,28 +395,22 @@ class Node:
         holding = wanted.get(copy.assignment.shard_id)
         if holding is None or not isinstance(copy, Primary) or copy.phase is not Phase.SERVING:
             return
-        stored = self._record_of(holding.gallery)
+        stored = self.view.stored_gallery(holding.gallery)
         if copy.assignment.range.first == 0 and stored not in (None, copy.recorded):
             self._start(f"record {holding.gallery.uid}", self._keep_record(copy, holding.gallery))
 
     async def _keep_record(self, copy: ShardCopy, gallery: Gallery) -> None:
         """Keep the gallery's records in the store, if this copy is the primary."""
-        stored = self._record_of(gallery)
+        stored = self.view.stored_gallery(gallery)
         if isinstance(copy, Primary) and stored is not None:
             await copy.keep_record(stored)
-
-    def _record_of(self, gallery: Gallery) -> StoredGallery | None:
-        """Return what etcd says of a gallery; None while settings and map do not match."""
-        shard_map = self.view.shard_map(gallery.name)
-        if shard_map is None or shard_map.gallery_uid != gallery.uid:
-            return None
-        return StoredGallery(gallery, shard_map)
 
     async def _use_codebook(self, copy: ShardCopy) -> None:
         """Load the gallery's codebook and build the index with it."""
         codebook = await self._codebooks.get(copy.gallery)
         if codebook is not None:
             await copy.use_codebook(codebook)
+            self._changed.set()
 
     async def _open(self, copy: ShardCopy, holding: Holding) -> None:
         """Open a shard; on an outage wait and try again, as long as it is wanted."""
@@ -290,7 +420,10 @@ class Node:
                 codebook = await self._codebooks.get(holding.gallery)
                 # Before anything can be acknowledged, so that no write outlives its gallery.
                 await self._keep_record(copy, holding.gallery)
-                await copy.open(holding.map_revision, codebook)
+                if isinstance(copy, Follower) and not self.view.complete:
+                    await copy.open_without_etcd(codebook)
+                else:
+                    await copy.open(holding.map_revision, codebook)
             except CorruptError as error:
                 copy.fail(error)
             except FacegridError as error:
@@ -307,38 +440,31 @@ class Node:
         self._changed.set()
 
     async def _let_go(self, shard_id: ShardId) -> None:
-        """Close a shard that the map no longer gives to this node."""
+        """Let go of a shard that the map no longer gives to this node. Nothing is written: others
+        have it now, or its gallery was dropped.
+        """
         try:
-            await self._leaving[shard_id].close()
+            await self._leaving[shard_id].abandon()
         finally:
             del self._leaving[shard_id]
+            self._changed.set()
 
-    async def _drop(self, record: Dropped) -> None:
-        """Delete a dropped shard's objects, then its keys; started again until it is through."""
-        store, shard_id = self._ports.store, record.shard_id
+    async def _drop(self, order: DropOrder) -> None:
+        """Let go of a dropped shard and delete it; started again until it is through."""
+        shard_id = order.record.shard_id
         # The map and this record come by watches of their own, in either order: a copy may be
         # writing its last segment, which must not appear behind the deletion.
         self._dropped.add(shard_id)
-        copy = self.copies.pop(shard_id, None) or self._leaving.get(shard_id)
-        if copy is not None:
-            await copy.abandon()
-        # First, and by the node of every shard: each may have stored the records once more.
-        prefixes = [stored_gallery_prefix(record.gallery_uid), f"shards/{shard_id}/"]
-        if shard_id.endswith(".0000"):
-            prefixes.append(f"codebooks/{record.gallery_uid}/")
-        for prefix in prefixes:
-            for name in await store.list(prefix):
-                await store.delete(name)
-        await self._ports.coord.txn(
-            [],
-            [
-                Delete(keys.generation(shard_id)),
-                Delete(keys.tip(shard_id)),
-                Delete(keys.manifest(shard_id)),
-                Delete(keys.dropped(shard_id)),
-            ],
-        )
-        self._ports.logger.info("dropped shard deleted", shard=shard_id)
+        copies = [self.copies.pop(shard_id, None), self._leaving.get(shard_id)]
+        for copy in (*copies, self._heirs.get(shard_id)):
+            if copy is not None:
+                await copy.abandon()
+        await self._dropping.delete(order)
+
+    def _kept(self) -> set[ShardId]:
+        """Return the shards of which this node has a copy, opens one or closes one."""
+        opening = {ShardId(name.removeprefix("open ")) for name in self._busy}
+        return {*self.copies, *self._leaving, *opening}
 
     def _start(self, name: str, work: Coroutine[None, None, None]) -> None:
         """Run work in the background, once at a time for each name."""
@@ -346,7 +472,8 @@ class Node:
             work.close()
             return
         self._busy.add(name)
-        self._tasks.create_task(self._guarded(name, work), name=name)
+        task = self._tasks.create_task(self._guarded(name, work), name=name)
+        task.add_done_callback(lambda _: work.close())  # cancelled before it ever began
 
     async def _guarded(self, name: str, work: Coroutine[None, None, None]) -> None:
         """Log what the world broke and look again later; what a bug broke ends the process."""

@@ -4,10 +4,12 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import TypeVar
 
+from facegrid import limits
 from facegrid.blob.port import BlobStore
 from facegrid.clock import Clock
 from facegrid.coord.port import Coordinator
@@ -19,13 +21,17 @@ from facegrid.telemetry.log import Logger
 from indexd.engine import recovery
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.flush import Persisted
+from indexd.engine.loading import ShardShape
 from indexd.engine.state import ShardState
 from indexd.replica.fence import Claimant
+from indexd.replica.tally import Tally
 
 T = TypeVar("T")
 
 ABSORB_ROWS = 4096
 """Rows of the exact tail that are worth coding together."""
+ABSORB_ROWS_AT_ONCE = 1024
+"""Rows that are coded while no search comes in between. Per row that takes no longer than more."""
 
 
 class Phase(Enum):
@@ -36,6 +42,20 @@ class Phase(Enum):
     FENCED = "fenced"
     FAILED = "failed"
     CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What whoever asks knows of the shard, and makes of an answer that cannot be confirmed.
+
+    Attributes:
+        primary_boot_id: the process that claimed the shard last, as etcd told within
+            limits.STALENESS_S; empty: not known.
+        unconfirmed_accepted: an unconfirmed answer is better than none.
+    """
+
+    primary_boot_id: str = ""
+    unconfirmed_accepted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +71,43 @@ class NodePorts:
     """Owns every index of the node: all searches and all changes of index structures."""
     build_thread: ThreadPoolExecutor
     """Long work that must not hold up searches: segments, new indexes."""
+    readers_grace_s: float = 0.0
+    """How long objects that are not needed any more are left for those who read them."""
+    tally: Tally = field(default_factory=Tally)
+    """What this process has done so far."""
 
 
 class ShardCopy(ABC):
     """A shard that this node holds."""
 
-    def __init__(self, ports: NodePorts, gallery: Gallery, assignment: ShardAssignment) -> None:
+    def __init__(
+        self,
+        ports: NodePorts,
+        gallery: Gallery,
+        assignment: ShardAssignment,
+        *,
+        map_version: int = 1,
+    ) -> None:
         self.assignment = assignment
         self.gallery = gallery
+        self.map_version = map_version
+        """Version of the gallery's map that `assignment` is of: this copy acts by it."""
         self.phase = Phase.OPENING
         self.problem = ""
         self.state = ShardState(assignment.shard_id, assignment.range, gallery.dim)
         self.persisted = Persisted()
+        self.loaded_from: ManifestPointer | None = None
+        """The manifest that `persisted` describes."""
+        self.caught_up_s = float("-inf")
+        """When etcd was asked that last confirmed that this copy has all there is to have."""
+        self.confirmed_s = float("-inf")
+        """Likewise, where it confirmed as well that the map has this copy searched."""
         self.ports = ports
         self.log = ports.logger.bind(shard=assignment.shard_id)
-        self._building = asyncio.Lock()
+        self.building = asyncio.Lock()
+        """Held while another index or another state is built in the place of the present one."""
+        self.repacks = True
+        """Whether erased rows leave the memory; not any more once that went wrong."""
         self._moved: asyncio.Future[None] | None = None
 
     @property
@@ -85,6 +127,22 @@ class ShardCopy(ABC):
     async def abandon(self) -> None:
         """Let go without another write: the gallery was dropped."""
 
+    @abstractmethod
+    def handing_over(self) -> asyncio.Lock:
+        """Return what to hold while the rows of this copy are exchanged, or become another's."""
+
+    def exchange(self, state: ShardState, persisted: Persisted) -> None:
+        """Go on with a state that holds the same rows under other numbers."""
+        self.state, self.persisted = state, persisted
+
+    def give_up_repacking(self, error: CorruptError) -> None:
+        """Keep the state, though rows copied from it are others: either of the two is wrong.
+
+        The next start reads from the store, and checks.
+        """
+        self.repacks = False
+        self.log.error("not repacked", reason=error.reason, problem=error.message)
+
     async def load(
         self, pointer: ManifestPointer | None, tip: LogRef | None, codebook: NamedCodebook | None
     ) -> None:
@@ -95,12 +153,12 @@ class ShardCopy(ABC):
         """
         store, assignment = self.ports.store, self.assignment
         manifest = await recovery.load_manifest(store, assignment.shard_id, pointer)
-        shape = recovery.ShardShape(assignment.shard_id, assignment.range, self.gallery.dim)
-        state, persisted = await recovery.load_segments(store, shape, manifest, codebook)
+        shape = ShardShape(assignment.shard_id, assignment.range, self.gallery.dim)
+        state, persisted = await recovery.load_segments(self.loads, shape, manifest, codebook)
         chain = await recovery.read_chain(store, assignment.shard_id, after=state.log, tip=tip)
-        recovery.replay(state, chain)
-        await self.on(self.ports.search_thread, state.index.absorb)
-        self.state, self.persisted = state, persisted
+        await recovery.replay_unseen(state, chain, self.loads)
+        await self._absorb(state)
+        self.state, self.persisted, self.loaded_from = state, persisted, pointer
 
     def check_serving(self) -> None:
         """Raise unless the shard can answer now."""
@@ -123,14 +181,72 @@ class ShardCopy(ABC):
                     f"shard is not served: {self.problem} shard={shard_id}", shard=shard_id
                 )
 
+    def check_answering(self, trust: Trust) -> bool:
+        """Tell whether an answer given now would be confirmed; raise where there can be none.
+
+        The invariant: no confirmed answer to a search that began after an erasure was acknowledged
+        contains what was erased. It holds since whoever acknowledges an erasure waits until every
+        other copy has applied it, or was last confirmed more than limits.STALENESS_S ago.
+
+        Raises:
+            UnavailableError: it cannot be confirmed, and that is not accepted (UNCONFIRMED).
+        """
+        self.check_serving()
+        if self.confirmed or (self.searched and self.vouched_for(trust)):
+            return True
+        if trust.unconfirmed_accepted:
+            return False
+        raise UnavailableError(
+            f"copy may be behind shard={self.assignment.shard_id}",
+            reason="UNCONFIRMED",
+            shard=self.assignment.shard_id,
+        )
+
+    def take_map(self, gallery: Gallery, assignment: ShardAssignment, map_version: int) -> None:
+        """Act by a newer map from now on, in the same role."""
+        self.gallery, self.assignment, self.map_version = gallery, assignment, map_version
+
+    @property
+    def searched(self) -> bool:
+        """Whether the map has this copy answer clients: it does not while the copy joins, nor
+        while its shard is being filled.
+        """
+        assignment = self.assignment
+        return not assignment.sources and self.ports.claimant.node_id in assignment.node_ids
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether this copy serves, and etcd confirmed lately that it has everything, by a map in
+        which it is searched.
+        """
+        return self.searched and self._lately(self.confirmed_s)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether etcd confirmed lately that this copy has everything, searched or not."""
+        return self._lately(self.caught_up_s)
+
+    def _lately(self, asked_s: float) -> bool:
+        """Tell whether this copy serves, and what etcd said when asked at a time still counts."""
+        age_s = self.ports.clock.now_s() - asked_s
+        return self.phase is Phase.SERVING and age_s <= limits.STALENESS_S
+
+    def vouched_for(self, trust: Trust) -> bool:
+        """Tell whether whoever asks knows that this copy has everything. Of primaries only."""
+        del trust
+        return False
+
     async def reach(self, position: int, deadline_s: float) -> None:
         """Wait until the shard has come to a position.
 
         Raises:
             DeadlineError: it did not in the time given.
+            FencedError: it is not served here any more.
         """
         clock = self.ports.clock
         while self.state.position < position:
+            # This copy may have been let go, and another have gone on with its rows.
+            self.check_serving()
             if self._moved is None or self._moved.done():
                 self._moved = asyncio.get_running_loop().create_future()
             try:
@@ -159,19 +275,24 @@ class ShardCopy(ABC):
         )
 
     async def absorb(self) -> None:
-        """Code the rows of the exact tail."""
-        await self.on(self.ports.search_thread, self.state.index.absorb)
+        """Code the rows of the exact tail, in parts, so that searches come in between."""
+        await self._absorb(self.state)
+
+    async def _absorb(self, state: ShardState) -> None:
+        absorb = partial(state.index.absorb, ABSORB_ROWS_AT_ONCE)
+        while await self.on(self.ports.search_thread, absorb):
+            pass
 
     async def use_codebook(self, named: NamedCodebook) -> None:
         """Build an index with a codebook while the old one serves, then swap."""
-        async with self._building:
+        async with self.building:
             state, index = self.state, self.state.index
             if state.codebook == named.sha256:
                 return
             started_s = self.ports.clock.now_s()
             built = await self.on(self.ports.build_thread, lambda: index.rebuilt(named.codebook))
             await self.on(self.ports.search_thread, lambda: state.adopt(built, named.sha256))
-            await self.on(self.ports.search_thread, index.absorb)
+            await self._absorb(state)
             self.log.info(
                 "codebook in use",
                 codebook=named.sha256,
@@ -183,6 +304,13 @@ class ShardCopy(ABC):
         """Give up on damaged bytes, which do not heal by trying again; the node stays up."""
         self.phase, self.problem = Phase.FAILED, error.message
         self.log.error("shard damaged", reason=error.reason, problem=error.message)
+
+    @property
+    def loads(self) -> recovery.Loads:
+        """Where segments come from: the store, made ready in the build thread."""
+        return recovery.Loads(
+            self.ports.store, lambda work: self.on(self.ports.build_thread, work)
+        )
 
     async def on(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         """Run work in a named thread."""

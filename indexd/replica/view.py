@@ -1,10 +1,11 @@
 """What a node knows of the cluster: the latest of what its watches told."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from facegrid.coord import keys
 from facegrid.coord.port import Changed, KeyValue, Listing, WatchEvent
-from facegrid.errors import CorruptError
+from facegrid.errors import CorruptError, UnavailableError
 from facegrid.format.records import (
     Dropped,
     GenerationClaim,
@@ -14,8 +15,10 @@ from facegrid.format.records import (
     decode_node,
     decode_shard_map,
 )
+from facegrid.format.stored_gallery import StoredGallery
 from facegrid.ids import NodeId, ShardId
 from facegrid.model import Gallery, NodeInfo, ShardAssignment, ShardMap
+from indexd.replica.takeover import MapSeen
 
 WATCHED = (keys.MAPS, keys.GALLERIES, keys.DROPPED, keys.GENERATIONS, keys.NODES)
 
@@ -32,11 +35,20 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A shard that the map gives to a node."""
+    """A shard that the map gives to a node, and that map's revision in etcd and version."""
 
     gallery: Gallery
     assignment: ShardAssignment
     map_revision: int
+    map_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropOrder:
+    """A dropped shard whose objects are to be deleted, and the revision that guards the record."""
+
+    record: Dropped
+    revision: int
 
 
 @dataclass(slots=True)
@@ -52,17 +64,37 @@ class View:
     )
     listed: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
+    items: dict[str, KeyValue] = field(default_factory=dict)
+    """All keys as they were read, to be saved for a start without etcd."""
+    heard_s: dict[str, float] = field(default_factory=dict)
+    """When each prefix was last heard of, changes or not."""
+    last_registrations: dict[NodeId, str] = field(default_factory=dict)
+    """The key under which each node was last registered, whether it still is or not."""
+    restored: bool = False
+    """Whether there is a view from the disk to start from."""
+
+    def restore(self, items: Iterable[KeyValue]) -> None:
+        """Take up what was saved, until etcd tells what is true now."""
+        for item in items:
+            prefix = next((one for one in WATCHED if item.key.startswith(one)), None)
+            # Who is there, and who may write, was true then and is of no use now.
+            if prefix in (keys.MAPS, keys.GALLERIES, keys.DROPPED):
+                self._put(prefix, item)
+                self.restored = True
 
     def take(self, prefix: str, event: WatchEvent) -> bool:
         """Take in an event; tell whether anything is different now."""
         match event:
             case Listing(snapshot=snapshot):
+                for key in self.seen[prefix]:
+                    self.items.pop(key, None)
                 self.seen[prefix] = {}
                 for item in snapshot.items:
                     self._put(prefix, item)
                 self.listed.add(prefix)
                 return True
             case Changed(key=key, item=None):
+                self.items.pop(key, None)
                 return self.seen[prefix].pop(key, None) is not None
             case Changed(key=key, item=KeyValue() as item):
                 self.seen[prefix].pop(key, None)
@@ -74,8 +106,11 @@ class View:
     def _put(self, prefix: str, item: KeyValue) -> None:
         """Keep a record, or the reason why it cannot be read."""
         self.refused.pop(item.key, None)
+        self.items[item.key] = item
         try:
-            self.seen[prefix][item.key] = _decode(prefix, item)
+            self.seen[prefix][item.key] = seen = _decode(prefix, item)
+            if isinstance(seen.value, NodeInfo):
+                self.last_registrations[seen.value.node_id] = item.key
         except CorruptError as error:
             self.refused[item.key] = error.message
 
@@ -99,6 +134,13 @@ class View:
         seen = self.seen[keys.MAPS].get(keys.MAPS + name)
         return seen.value if seen is not None and isinstance(seen.value, ShardMap) else None
 
+    def stored_gallery(self, gallery: Gallery) -> StoredGallery | None:
+        """Return what etcd says of a gallery; None while settings and map do not match."""
+        shard_map = self.shard_map(gallery.name)
+        if shard_map is None or shard_map.gallery_uid != gallery.uid:
+            return None
+        return StoredGallery(gallery, shard_map)
+
     def generation(self, shard_id: ShardId) -> GenerationClaim | None:
         """Return who claimed a shard last."""
         seen = self.seen[keys.GENERATIONS].get(keys.GENERATIONS + shard_id)
@@ -108,6 +150,21 @@ class View:
         """Return where a node can be reached, if it is registered."""
         found = self.addresses(node_id)
         return found[-1] if found else None
+
+    def primary_address(self, shard: ShardAssignment) -> str:
+        """Return where the primary of a shard can be reached; it may be this very node.
+
+        Raises:
+            UnavailableError: it is not registered (NODE_AWAY).
+        """
+        address = self.address(shard.primary)
+        if address is None:
+            raise UnavailableError(
+                f"node is not registered node={shard.primary} shard={shard.shard_id}",
+                reason="NODE_AWAY",
+                node=shard.primary,
+            )
+        return address
 
     def addresses(self, node_id: NodeId) -> list[str]:
         """Return where the processes of a node can be reached, the latest registered last.
@@ -121,23 +178,51 @@ class View:
         ]
         return list(dict.fromkeys(address for _, address in sorted(found)))
 
-    def dropped(self, node_id: NodeId) -> list[Dropped]:
-        """Return the dropped shards whose objects this node deletes."""
-        records = [seen.value for seen in self.seen[keys.DROPPED].values()]
-        return [r for r in records if isinstance(r, Dropped) and node_id in r.node_ids[:1]]
+    def all_addresses(self) -> set[str]:
+        """Return where all processes that are registered can be reached."""
+        nodes = [seen.value for seen in self.seen[keys.NODES].values()]
+        return {node.address for node in nodes if isinstance(node, NodeInfo)}
 
-    def holdings(self, node_id: NodeId) -> dict[ShardId, Holding]:
-        """Return the shards that the maps give to a node, in whatever role."""
-        found: dict[ShardId, Holding] = {}
+    def maps(self) -> list[MapSeen]:
+        """Return the maps of galleries whose settings belong to them, with their revisions."""
+        found = []
         for seen in self.seen[keys.MAPS].values():
             shard_map = seen.value
             assert isinstance(shard_map, ShardMap), "maps lie under the prefix of maps"
             gallery = self.gallery(shard_map.gallery)
-            if gallery is None or gallery.uid != shard_map.gallery_uid:
-                continue
-            for assignment in shard_map.shards:
-                if node_id in assignment.node_ids:
-                    holding = Holding(gallery, assignment, seen.mod_revision)
+            if gallery is not None and gallery.uid == shard_map.gallery_uid:
+                found.append(MapSeen(shard_map, seen.mod_revision))
+        return found
+
+    def registered(self) -> set[NodeId]:
+        """Return the nodes that are registered."""
+        nodes = [seen.value for seen in self.seen[keys.NODES].values()]
+        return {node.node_id for node in nodes if isinstance(node, NodeInfo)}
+
+    def former_registrations(self, node_ids: Iterable[NodeId]) -> list[str]:
+        """Return the keys under which nodes were last registered, as far as known."""
+        return [self.last_registrations[n] for n in node_ids if n in self.last_registrations]
+
+    def drop_orders(self) -> list[DropOrder]:
+        """Return the dropped shards whose objects are to be deleted."""
+        return [
+            DropOrder(seen.value, seen.mod_revision)
+            for seen in self.seen[keys.DROPPED].values()
+            if isinstance(seen.value, Dropped)
+        ]
+
+    def holdings(self, node_id: NodeId) -> dict[ShardId, Holding]:
+        """Return the shards that the maps give to a node, in whatever role: those too that it
+        joins, and those that are being filled.
+        """
+        found: dict[ShardId, Holding] = {}
+        for seen in self.maps():
+            gallery = self.gallery(seen.shard_map.gallery)
+            assert gallery is not None, "only maps of galleries are listed"
+            version = seen.shard_map.version
+            for assignment in seen.shard_map.held:
+                if node_id in assignment.holders:
+                    holding = Holding(gallery, assignment, seen.revision, version)
                     found[assignment.shard_id] = holding
         return found
 

@@ -1,7 +1,7 @@
 """The write end of a primary: its queue, its place in the log, a commit not yet settled."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from facegrid.coord import keys
@@ -60,6 +60,30 @@ class PendingGroup:
             ticket.settle(error)
 
 
+class RecentLog:
+    """The last log objects that a primary committed, by name, as far as there is room.
+
+    Args:
+        bytes_max: room; the oldest go first.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._objects: OrderedDict[str, bytes] = OrderedDict()
+        self._bytes_max = bytes_max
+        self._bytes = 0
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Keep an object that was just committed."""
+        self._objects[name] = data
+        self._bytes += len(data)
+        while self._bytes > self._bytes_max:
+            self._bytes -= len(self._objects.popitem(last=False)[1])
+
+    def get(self, name: str) -> bytes | None:
+        """Return an object, or None where it is not kept any more."""
+        return self._objects.get(name)
+
+
 @dataclass(slots=True, eq=False)
 class ShardWriter:
     """What the committer knows of one primary."""
@@ -71,8 +95,16 @@ class ShardWriter:
     tip_revision: int
     waiting: deque[WriteTicket] = field(default_factory=deque)
     in_doubt: PendingGroup | None = None
+    doubt: str = ""
+    """What etcd, or the way to it, said last when it did not confirm a commit."""
     fenced: bool = False
     closed: bool = False
+    held: bool = False
+    """Nothing is taken from the queue: a bulk load is being brought into the rows."""
+    paused: bool = False
+    """Likewise, while other shards are about to take this one's place."""
+    recent: RecentLog | None = None
+    """Kept for who brings this shard's log into others; None: nobody does."""
 
     @classmethod
     def of(cls, state: ShardState, fence: Fence) -> "ShardWriter":
@@ -88,7 +120,12 @@ class ShardWriter:
     @property
     def busy(self) -> bool:
         """Whether there is something to commit or to find out."""
-        return bool(self.waiting) or self.in_doubt is not None
+        waits = self.held or self.paused
+        return (bool(self.waiting) and not waits) or self.in_doubt is not None
+
+    def recent_object(self, name: str) -> bytes | None:
+        """Return a log object that was committed a moment ago, if it is kept."""
+        return None if self.recent is None else self.recent.get(name)
 
     def fence(self) -> None:
         """Lose the right to write: everyone who waits is told, and whoever comes later."""

@@ -5,10 +5,12 @@ import numpy as np
 from facegrid import limits, vectors
 from facegrid.api.shard.v1 import shard_service_pb2 as pb
 from facegrid.errors import InvalidError
+from facegrid.format.checks import sha256_problem
 from facegrid.ids import check_ids, check_request_id
-from facegrid.vectors import Int8, Probes
+from facegrid.vectors import Float32, Int8
 from facegrid.wire import from_wire_vectors
-from indexd.engine.requests import EnrolRequest, EraseRequest
+from indexd.engine.requests import EnrolRequest, EraseRequest, LoadRequest, NamedSegment
+from indexd.replica.shard_copy import Trust
 
 
 def enrol_request(request: pb.AppendRequest, dim: int) -> EnrolRequest:
@@ -49,8 +51,35 @@ def erase_request(request: pb.EraseRequest) -> EraseRequest:
     return EraseRequest(request.request_id, template_ids, subject_ids)
 
 
-def probes(message: "pb.SearchRequest | pb.CompareRequest", dim: int) -> Probes:
-    """Return the probes of a request.
+def load_request(request: pb.LoadRequest) -> LoadRequest:
+    """Return the segments to load.
+
+    Raises:
+        InvalidError: there are none or too many, or one is named wrongly (SEGMENT_NAME).
+    """
+    check_request_id(request.request_id)
+    check_count(len(request.segments), limits.LOAD_SEGMENTS_MAX, "segments")
+    for number, segment in enumerate(request.segments):
+        problem = sha256_problem(segment.sha256)
+        if not problem and segment.rows_count < 1:
+            problem = f"rows_count={segment.rows_count}"
+        if problem:
+            raise InvalidError(
+                f"segment is named wrongly: {problem} segment={number}",
+                reason="SEGMENT_NAME",
+                segment=number,
+                field="segments",
+            )
+    rows_count = sum(segment.rows_count for segment in request.segments)
+    check_count(rows_count, limits.LOAD_ROWS_MAX, "rows")
+    return LoadRequest(
+        request.request_id,
+        tuple(NamedSegment(one.sha256, one.rows_count) for one in request.segments),
+    )
+
+
+def probes(message: "pb.SearchRequest | pb.CompareRequest", dim: int) -> Float32:
+    """Return the probes of a request, float32 [m, dim].
 
     Raises:
         InvalidError: wrong dimension or dtype, or a row that is no vector.
@@ -58,7 +87,7 @@ def probes(message: "pb.SearchRequest | pb.CompareRequest", dim: int) -> Probes:
     data = message.probes if isinstance(message, pb.SearchRequest) else message.probe
     x = from_wire_vectors(data, dim=dim, field="probes")
     check_count(len(x), limits.PROBES_MAX, "probes")
-    return vectors.prepare_probes(x)
+    return x
 
 
 def stored_rows(data: bytes, dim: int, gallery_dim: int) -> Int8:
@@ -75,6 +104,11 @@ def stored_rows(data: bytes, dim: int, gallery_dim: int) -> Int8:
             field="rows",
         )
     return np.frombuffer(data, np.int8).reshape(-1, dim)
+
+
+def trust(message: pb.Trust) -> Trust:
+    """Return what the asker knows of a shard, and accepts."""
+    return Trust(message.primary_boot_id, message.unconfirmed_accepted)
 
 
 def check_k(k: int) -> None:

@@ -12,12 +12,14 @@ def blamed(error: FacegridError, shard_id: ShardId, node_id: NodeId) -> Facegrid
     A shard that a node does not hold is no fault of the caller: the map is about to change.
     """
     if isinstance(error, NotFoundError) and error.reason == SHARD_NOT_HERE:
-        return UnavailableError(
+        moved = UnavailableError(
             f"{error.message} shard={shard_id} node={node_id}",
             reason=SHARD_NOT_HERE,
             shard=shard_id,
             node=node_id,
         )
+        moved.facts.update(error.facts)
+        return moved
     if isinstance(error, UnavailableError) and "shard" not in error.facts:
         named = "" if f"node={node_id}" in error.message else f" node={node_id}"
         error.message = f"{error.message} shard={shard_id}{named}"

@@ -8,7 +8,9 @@ enough to fill a batch, or when it takes oddly long. An idle router adds no wait
 A batch is searched with the largest k and the lowest threshold of its callers, and each is given
 its own cut: exactly what it would have got alone. No caller can harm another: everything is
 checked before it joins, a batch waits as long as its most patient caller, each caller leaves by
-its own deadline, and a token that no shard has been seen to reach is searched for alone.
+its own deadline, a token that no shard has been seen to reach is searched for alone, and nobody
+shares a batch with callers who make something else of answers that cannot be confirmed, or who
+want another profile.
 """
 
 import asyncio
@@ -19,9 +21,12 @@ from dataclasses import dataclass, field
 
 from facegrid.clock import Clock
 from facegrid.errors import DeadlineError, OverloadedError, UnavailableError
+from facegrid.tuning import Profile
 from router.dispatch.positions import Positions
-from router.dispatch.scatter import Answer, Question, Searcher
+from router.dispatch.question import Answer, Question
+from router.dispatch.scatter import Searcher
 from router.dispatch.supervisor import Broken, Outcome, Supervisor
+from router.plan.confirmed import Unconfirmed
 
 TOOK_WEIGHT = 0.2
 """Share of the newest batch in the recent duration of batches."""
@@ -72,9 +77,7 @@ class Share:
 
     def names(self) -> list[tuple[str, str]]:
         """Return subject and template of all candidates."""
-        merged = self.answer.merged
-        rows = slice(merged.starts[self.first], merged.starts[self.first + self.rows_count])
-        return list(zip(merged.subject_ids[rows], merged.template_ids[rows], strict=True))
+        return self.answer.merged.names(self.first, self.rows_count)
 
     def without(self, gone: Container[tuple[str, str]]) -> "Share":
         """Return this without some candidates."""
@@ -98,7 +101,9 @@ class _Batch:
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """The callers of one gallery: those that wait and the batches under way."""
+    """The callers of one gallery who want the same profile and make the same of answers that
+    cannot be confirmed: those that wait, and the batches under way.
+    """
 
     waiting: deque[_Waiter] = field(default_factory=deque)
     rows_count: int = 0
@@ -132,7 +137,7 @@ class Coalescer:
         self._clock = clock
         self._positions = positions
         self._limits = limits
-        self._lanes: dict[tuple[str, int], _Lane] = {}
+        self._lanes: dict[tuple[str, int, Unconfirmed, Profile], _Lane] = {}
         self._waiting_rows_count = 0
 
     async def search(self, question: Question, *, deadline_s: float) -> Share:
@@ -152,7 +157,7 @@ class Coalescer:
                 reason="QUEUE_FULL",
                 limit=self._limits.waiting_rows_max,
             )
-        key = (question.gallery, question.dim)
+        key = (question.gallery, question.dim, question.unconfirmed, question.profile)
         lane = self._lanes.setdefault(key, _Lane())
         waiter = _Waiter(question, deadline_s, asyncio.get_running_loop().create_future())
         lane.waiting.append(waiter)
@@ -256,7 +261,7 @@ def _hand_out(batch: _Batch, outcome: Outcome[Answer]) -> None:
 
 
 def joined(questions: list[Question]) -> Question:
-    """Return the question whose answer holds the answers to all of these, of one gallery."""
+    """Return the question whose answer holds the answers to all of these, of one lane."""
     if len(questions) == 1:
         return questions[0]
     positions = dict(questions[0].positions)
@@ -271,4 +276,6 @@ def joined(questions: list[Question]) -> Question:
         k=max(question.k for question in questions),
         threshold=min(question.threshold for question in questions),
         positions=positions,
+        unconfirmed=questions[0].unconfirmed,
+        profile=questions[0].profile,
     )

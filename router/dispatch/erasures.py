@@ -46,6 +46,11 @@ class Gone:
     erasures: tuple[_Erasure, ...]
     unknown: bool
 
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing was erased, so that what came need not be looked at."""
+        return not self.erasures and not self.unknown
+
     def __contains__(self, name: Name) -> bool:
         """Tell whether a template of a subject was erased."""
         subject_id, template_id = name
@@ -56,8 +61,6 @@ class Gone:
 
     def spoils(self, names: Collection[Name]) -> bool:
         """Tell whether any of these was erased."""
-        if not self.erasures and not self.unknown:
-            return False
         subject_ids = {subject_id for subject_id, _ in names}
         template_ids = {template_id for _, template_id in names}
         return bool(names) and (
@@ -144,12 +147,13 @@ class Erasures:
         """
         with self._reading(gallery) as gone_since:
             answer = await read()
-            if not gone_since().spoils(names(answer)):
+            gone = gone_since()
+            if gone.nothing or not gone.spoils(names(answer)):
                 return answer
         with self._reading(gallery) as gone_since:
             answer = await read()
             gone = gone_since()
-            if not gone.spoils(names(answer)):
+            if gone.nothing or not gone.spoils(names(answer)):
                 return answer
             if gone.unknown:
                 raise erased_meanwhile()

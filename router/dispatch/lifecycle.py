@@ -10,12 +10,21 @@ from facegrid.api.shard.v1 import shard_service_pb2 as shard_pb2
 from facegrid.clock import Clock
 from facegrid.coord import keys
 from facegrid.coord.port import Coordinator, Delete, Guard, Put
-from facegrid.errors import ConflictError, DeadlineError, FacegridError, UnavailableError
+from facegrid.errors import (
+    ConflictError,
+    DeadlineError,
+    FacegridError,
+    InvalidError,
+    UnavailableError,
+)
 from facegrid.format import records
+from facegrid.format.operations import decode_mark
 from facegrid.ids import GalleryName, NodeId
 from facegrid.model import Gallery, ShardAssignment, ShardMap
 from facegrid.rpc.together import all_of
+from facegrid.tuning import MISS_RATE_MAX_DEFAULT, Profile
 from router.dispatch.blame import blamed
+from router.dispatch.map_news import PASSES_MAX, MapNews
 from router.dispatch.time_left import time_for_node_s
 from router.plan import placement
 from router.topology.directory import Directory, unknown_gallery
@@ -43,6 +52,8 @@ class GallerySpec:
     shards_count: int
     replicas_count: int
     train_at_templates_count: int
+    profile: Profile = Profile.BALANCED
+    miss_rate_max: float = MISS_RATE_MAX_DEFAULT
 
     def fits(self, gallery: Gallery) -> bool:
         """Tell whether a gallery has exactly these settings."""
@@ -53,6 +64,8 @@ class GallerySpec:
             gallery.shards_count,
             gallery.replicas_count,
             gallery.train_at_templates_count,
+            gallery.profile,
+            gallery.miss_rate_max,
         )
 
 
@@ -90,6 +103,7 @@ class Lifecycle:
         self._clock = clock
         self._new_uid = new_uid
         self._directory = Directory(watcher, coordinator, clock)
+        self._news = MapNews(watcher, clock)
 
     async def create(self, spec: GallerySpec, *, deadline_s: float) -> Gallery:
         """Create a gallery, or find it as wished for, and wait until all its shards serve.
@@ -107,8 +121,9 @@ class Lifecycle:
                 gallery=spec.name,
             )
         served = await self._directory.find(spec.name, deadline_s=deadline_s)
-        await self._until(served.shard_map, _serving_problem, deadline_s)
-        return gallery
+        await self._until(served, _serving_problem, deadline_s)
+        shards_count = len(self._newest(served).shard_map.shards)
+        return dataclasses.replace(gallery, shards_count=shards_count)
 
     async def drop(self, name: GalleryName, *, deadline_s: float) -> None:
         """Drop a gallery; its nodes delete what it had.
@@ -146,6 +161,42 @@ class Lifecycle:
                 return
         raise _contended(name)
 
+    async def set_replicas(
+        self, name: GalleryName, replicas_count: int, *, deadline_s: float
+    ) -> Gallery:
+        """Say how many copies each shard of a gallery shall have; return it. Nothing is moved.
+
+        Raises:
+            NotFoundError: there is no such gallery.
+            InvalidError: so many copies nobody has (REPLICAS_OUT_OF_RANGE).
+            UnavailableError: etcd cannot be reached, or others keep changing the gallery.
+        """
+        if not 1 <= replicas_count <= limits.REPLICAS_MAX:
+            raise InvalidError(
+                f"replicas_count must be 1 to {limits.REPLICAS_MAX}"
+                f" replicas_count={replicas_count}",
+                reason="REPLICAS_OUT_OF_RANGE",
+                field="replicas_count",
+                limit=limits.REPLICAS_MAX,
+            )
+        key = keys.gallery(name)
+        for _ in range(ATTEMPTS_MAX):
+            found = await self._coordinator.get(key, timeout_s=self._left(deadline_s))
+            if found is None:
+                raise unknown_gallery(name)
+            before = records.decode_gallery(found.value)
+            after = dataclasses.replace(before, replicas_count=replicas_count)
+            if after == before:
+                return before
+            result = await self._coordinator.txn(
+                [Guard(key, found.mod_revision)],
+                [Put(key, records.encode_gallery(after))],
+                timeout_s=self._left(deadline_s),
+            )
+            if result.succeeded:
+                return after
+        raise _contended(name)
+
     async def train(self, name: GalleryName, *, deadline_s: float) -> Trained:
         """Have a codebook trained and wait until all shards search with it.
 
@@ -177,17 +228,32 @@ class Lifecycle:
                 return _serving_problem(shard, status)
             return status.problem or "it does not search with the new codebook yet"
 
-        await self._until(served.shard_map, problem, deadline_s, reason="SHARD_NOT_TRAINED")
+        await self._until(served, problem, deadline_s, reason="SHARD_NOT_TRAINED")
         return Trained(
-            dataclasses.replace(served.gallery, codebook=codebook), response.sample_count
+            dataclasses.replace(self._newest(served).described, codebook=codebook),
+            response.sample_count,
         )
 
     async def counted(self, served: ServedGallery, *, deadline_s: float) -> Gallery:
-        """Return a gallery with the number of its templates.
+        """Return a gallery with the number of its templates and of its shards.
 
         Raises:
             UnavailableError: a shard did not tell its count; names shard and node.
         """
+        for _ in range(PASSES_MAX):
+            try:
+                count = await self._count(served, deadline_s)
+            except FacegridError as error:
+                newer = await self._news.next_map(served, error, deadline_s=deadline_s)
+                if newer is None:
+                    raise
+                served = newer
+            else:
+                return dataclasses.replace(served.described, templates_count=count)
+        raise _contended(served.gallery.name)
+
+    async def _count(self, served: ServedGallery, deadline_s: float) -> int:
+        """Return the number of templates in the shards of one map."""
         shards = served.shard_map.shards
         answers = await self.statuses({shard.primary for shard in shards}, deadline_s=deadline_s)
         count = 0
@@ -202,7 +268,7 @@ class Lifecycle:
                     node=shard.primary,
                 )
             count += status.templates_count
-        return dataclasses.replace(served.gallery, templates_count=count)
+        return count
 
     async def statuses(
         self, node_ids: Collection[NodeId], *, deadline_s: float
@@ -241,7 +307,7 @@ class Lifecycle:
             topology = self._watcher.topology
             shard_map = placement.place(
                 gallery,
-                live=topology.nodes,
+                live=await self._welcoming(spec.replicas_count, deadline_s),
                 present=[served.shard_map for served in topology.galleries.values()],
             )
             result = await self._coordinator.txn(
@@ -255,6 +321,14 @@ class Lifecycle:
             if result.succeeded:
                 return gallery
         raise _contended(spec.name)
+
+    async def _welcoming(self, replicas_count: int, deadline_s: float) -> set[NodeId]:
+        """Return the registered nodes that are not draining; all, where those are too few."""
+        marks = await self._coordinator.list(keys.MARKS, timeout_s=self._left(deadline_s))
+        found = [decode_mark(item.value) for item in marks.items]
+        registered = set(self._watcher.topology.nodes)
+        rest = registered - {mark.node_id for mark in found if mark.draining}
+        return rest if len(rest) >= replicas_count else registered
 
     async def _note_dropped(self, notes: list[Put], deadline_s: float) -> None:
         for first in range(0, len(notes), DROPPED_AT_ONCE_MAX):
@@ -277,14 +351,15 @@ class Lifecycle:
 
     async def _until(
         self,
-        shard_map: ShardMap,
+        served: ServedGallery,
         problem_of: Callable[[ShardAssignment, shard_pb2.ShardStatus], str],
         deadline_s: float,
         *,
         reason: str = "SHARD_NOT_SERVING",
     ) -> None:
-        """Ask the primaries until no shard has a problem."""
+        """Ask the primaries, of the newest map each time, until no shard has a problem."""
         while True:
+            shard_map = self._newest(served).shard_map
             answers = await self.statuses(
                 {shard.primary for shard in shard_map.shards}, deadline_s=deadline_s
             )
@@ -305,6 +380,11 @@ class Lifecycle:
                     node=shard.primary,
                 )
             await self._clock.sleep(POLL_S)
+
+    def _newest(self, served: ServedGallery) -> ServedGallery:
+        """Return the gallery as it is now: another node may have taken a shard over since."""
+        found = self._watcher.topology.galleries.get(served.gallery.name)
+        return found if found is not None and found.gallery.uid == served.gallery.uid else served
 
     def _left(self, deadline_s: float) -> float:
         """Return how long etcd may take."""
@@ -332,16 +412,17 @@ def _serving_problem(_shard: ShardAssignment, status: shard_pb2.ShardStatus) -> 
 
 
 def _dropped_notes(shard_map: ShardMap | None) -> list[Put]:
+    """Return the records that order the deletion of all shards that nodes hold."""
     if shard_map is None:
         return []
     return [
         Put(
             keys.dropped(shard.shard_id),
             records.encode_dropped(
-                records.Dropped(shard.shard_id, shard_map.gallery_uid, shard.node_ids)
+                records.Dropped(shard.shard_id, shard_map.gallery_uid, shard.holders)
             ),
         )
-        for shard in shard_map.shards
+        for shard in shard_map.held
     ]
 
 

@@ -19,6 +19,17 @@ class Positions:
             if position > seen.get(node_id, 0):
                 seen[node_id] = position
 
+    def keep(self, shard_ids: Collection[ShardId]) -> None:
+        """Forget shards that are gone: their ids are never used again."""
+        self._seen = {
+            shard_id: seen for shard_id, seen in self._seen.items() if shard_id in shard_ids
+        }
+
+    @property
+    def shards_count(self) -> int:
+        """The number of shards of which something is known."""
+        return len(self._seen)
+
     def reached(self, demanded: Mapping[ShardId, int]) -> bool:
         """Tell whether some node has been seen at every position demanded."""
         return all(

@@ -2,90 +2,95 @@
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from facegrid.api.shard.v1 import shard_service_pb2 as shard_pb2
-from facegrid.api.v1 import types_pb2
 from facegrid.clock import Clock
-from facegrid.errors import (
-    CorruptError,
-    DeadlineError,
-    FacegridError,
-    InvalidError,
-    UnavailableError,
-)
-from facegrid.ids import GalleryName, NodeId, ShardId
-from facegrid.model import Coverage, ShardAssignment, Token
+from facegrid.errors import DeadlineError, FacegridError, InvalidError, UnavailableError
+from facegrid.ids import NodeId, ShardId
+from facegrid.model import ShardAssignment, Token
+from router.dispatch.hedge import Call, Hedger, given_up
+from router.dispatch.map_news import PASSES_MAX, MapNews
 from router.dispatch.positions import Positions
+from router.dispatch.question import (
+    Answer,
+    Failure,
+    Heard,
+    Question,
+    demanded,
+    heard_from,
+    joined,
+    scanned_share,
+    search_request,
+)
 from router.dispatch.time_left import time_for_node_s
 from router.plan import fanout, merge, tiles
-from router.topology.directory import foreign_shard, unknown_gallery
+from router.plan.confirmed import UNCONFIRMED, Unconfirmed
+from router.plan.standing import not_of
+from router.topology.directory import unknown_gallery
 from router.topology.pool import NodePool
 from router.topology.snapshot import ServedGallery, Topology
 from router.topology.watcher import Watcher
 
-REFRESH_S_MAX: Final = 0.25
-"""How long to wait for a newer topology before a shard that failed is asked for again."""
-REFRESH_SHARE: Final = 0.25
-"""The same, as a share of the time left."""
-POSITION_NOT_REACHED: Final = "POSITION_NOT_REACHED"
-"""What a node says of a shard that did not come to the position demanded in time."""
 
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Probes of one gallery.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pass:
+    """One pass over the copies of a gallery's shards; each copy is asked for a shard once.
 
     Attributes:
-        gallery: whose shards to search.
-        probes: float32, little-endian, rows_count rows of `dim`; checked.
-        k: length of the lists, 1 to 2,048.
-        threshold: lowest score wanted; -2 for all.
-        positions: the least position of each shard that the answer must be made at.
+        topology: says where nodes are.
+        served: the gallery with the map that the answer will be of.
+        question: what is asked.
+        deadline_s: until when.
+        accepting: whether answers that cannot be confirmed are taken.
+        last: whether nothing comes after it, so that even a silent node is waited for.
+        asked: whom not to ask for a shard, or not before all others.
+        failed: what went wrong with a shard, copy by copy.
     """
 
-    gallery: GalleryName
-    probes: bytes
-    rows_count: int
-    dim: int
-    k: int
-    threshold: float
-    positions: Mapping[ShardId, int] = field(default_factory=dict)
+    topology: Topology
+    served: ServedGallery
+    question: Question
+    deadline_s: float
+    accepting: bool
+    last: bool = False
+    asked: dict[ShardId, set[NodeId]] = field(default_factory=dict)
+    failed: dict[ShardId, list[Failure]] = field(default_factory=dict)
+
+    def open_copies(self, shard: ShardAssignment) -> bool:
+        """Tell whether a shard has copies not asked for it yet."""
+        return not self.asked.get(shard.shard_id, set()).issuperset(shard.node_ids)
+
+    def told(self, failure: Failure) -> Failure:
+        """Return what to tell of a shard that was not searched: that a copy could not confirm its
+        answer, since the caller can do something about that; else what failed last.
+        """
+        refused = [
+            item
+            for item in self.failed.get(failure.shard_id, ())
+            if item.error.reason == UNCONFIRMED
+        ]
+        return refused[-1] if refused else failure
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A shard that could not be searched, and why."""
+@dataclass(slots=True)
+class SearchCounts:
+    """Batches searched so far, their probes, how often one was begun anew since the map was
+    another by then, and how many answers were less than whole or not all confirmed.
+    """
 
-    shard_id: ShardId
-    node_id: NodeId
-    error: FacegridError
+    batches: int = 0
+    probes: int = 0
+    restarts: int = 0
+    partial: int = 0
+    unconfirmed: int = 0
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the shards said, whole or in part: the coverage tells."""
-
-    merged: merge.Merged
-    coverage: Coverage
-    map_version: int
-    failures: tuple[Failure, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    """What came of asking: columns and the shards they are from, and what failed."""
-
-    parts: tuple[merge.Part, ...] = ()
-    searched: tuple[ShardAssignment, ...] = ()
-    failures: tuple[Failure, ...] = ()
-
-    def __add__(self, later: "_Heard") -> "_Heard":
-        """Return both together; what failed is what failed later."""
-        return _Heard(self.parts + later.parts, self.searched + later.searched, later.failures)
+    def note(self, answer: Answer, probes_count: int) -> None:
+        """Count a batch that was answered."""
+        self.batches += 1
+        self.probes += probes_count
+        self.partial += answer.coverage.share < 1
+        self.unconfirmed += answer.coverage.unconfirmed_share > 0
 
 
 class Searcher:
@@ -96,206 +101,252 @@ class Searcher:
         pool: reaches the nodes.
         clock: for what is left of deadlines.
         positions: told how far the shards have come.
+        hedger: asks second copies where first ones are slow or silent.
     """
 
     def __init__(
-        self, watcher: Watcher, pool: NodePool, clock: Clock, positions: Positions
+        self,
+        watcher: Watcher,
+        pool: NodePool,
+        clock: Clock,
+        *,
+        positions: Positions,
+        hedger: Hedger,
     ) -> None:
         self._watcher = watcher
         self._pool = pool
         self._clock = clock
         self._positions = positions
+        self._hedger = hedger
+        self._news = MapNews(watcher, clock)
         self._turn = 0
+        self.counts = SearchCounts()
 
     async def search(self, question: Question, *, deadline_s: float) -> Answer:
         """Return the merged answer with its coverage, which may be less than the whole.
 
-        A shard that fails is asked for once more: on another replica, or, where there is none,
-        after a moment in which a newer topology may come. A newer map starts over, so that an
-        answer is always of one map.
+        A shard is asked of one copy after the other until one answers. What no copy could confirm
+        is asked for once more where the caller takes it unconfirmed; what failed otherwise, after
+        a moment in which a newer topology may come, or the newer map that a node told of. A newer
+        map starts over, so that an answer is always of one map. While a map is new, what failed
+        is asked for again and again, since nodes may not have acted on it yet.
 
         Raises:
             InvalidError: a node refused the question itself.
             NotFoundError: there is no such gallery any more.
         """
-        topology = self._watcher.topology
-        served = _served(topology, question)
         known_failing = {node for node, load in self._pool.loads().items() if load.failing}
-        shards = served.shard_map.shards
-        heard = await self._ask(topology, served, question, shards, {}, deadline_s)
-        if _worth_another_try(heard.failures, known_failing):
-            avoid = {item.shard_id: {item.node_id} for item in heard.failures}
-            topology = await self._refreshed(topology, served, avoid, deadline_s)
-            newer = _served(topology, question)
-            if newer.shard_map != served.shard_map:
-                served, shards, avoid, heard = newer, newer.shard_map.shards, {}, _Heard()
+        present = self._first_pass(question, deadline_s)
+        heard = await self._gather(present, present.served.shard_map.shards)
+        for _ in range(PASSES_MAX - 1):
+            _raise_invalid(heard)
+            told = [present.told(item) for item in heard.failures]
+            if not _worth_another_pass(
+                heard.failures, told, question, known_failing
+            ) and not self._hopeful(present, heard.failures):
+                break
+            following = await self._next_pass(present, told)
+            if following is None:
+                break
+            shards = following.served.shard_map.shards
+            if following.last:
+                again = {item.shard_id for item in told}
+                shards = tuple(shard for shard in shards if shard.shard_id in again)
+                heard = heard.without(again)
             else:
-                shards = tuple(shard for shard in shards if shard.shard_id in avoid)
-            heard += await self._ask(topology, served, question, shards, avoid, deadline_s)
+                heard = Heard()
+                self.counts.restarts += 1
+            present = following
+            heard += await self._gather(present, shards)
+        _raise_invalid(heard)
+        answer = self._answer(present, heard)
+        self.counts.note(answer, question.rows_count)
+        return answer
+
+    def _hopeful(self, present: _Pass, failures: Sequence[Failure]) -> bool:
+        """Tell whether what failed may do better on a newer map, or soon, the map being new."""
+        if not failures or any(isinstance(item.error, DeadlineError) for item in failures):
+            return False
+        heard = [item.error for failed in present.failed.values() for item in failed]
+        return self._news.hopeful(present.served, heard)
+
+    def _first_pass(self, question: Question, deadline_s: float) -> _Pass:
+        topology = self._watcher.topology
+        at_once = question.unconfirmed is Unconfirmed.TAKEN and not self._watcher.confirmed
+        return _Pass(topology, _served(topology, question), question, deadline_s, at_once)
+
+    async def _next_pass(self, before: _Pass, told: Sequence[Failure]) -> _Pass | None:
+        """Return the pass that may do better: over a newer map, or once more over copies that may
+        answer now. None: there is nothing more to be done.
+        """
+        errors = [item.error for failed in before.failed.values() for item in failed]
+        insists = before.question.unconfirmed is Unconfirmed.REFUSED
+        if insists or any(item.error.reason != UNCONFIRMED for item in told):
+            await self._news.wait(
+                before.served, before.topology, errors, deadline_s=before.deadline_s
+            )
+        newer = self._first_pass(before.question, before.deadline_s)
+        if newer.served.shard_map != before.served.shard_map:
+            return newer
+        if before.last and not self._news.settling(before.served):
+            return None
+        return _Pass(
+            newer.topology,
+            newer.served,
+            before.question,
+            before.deadline_s,
+            accepting=before.question.unconfirmed is not Unconfirmed.REFUSED,
+            last=True,
+            asked={
+                item.shard_id: {
+                    failure.node_id
+                    for failure in before.failed.get(item.shard_id, ())
+                    if failure.error.reason != UNCONFIRMED
+                }
+                for item in told
+            },
+        )
+
+    def _answer(self, done: _Pass, heard: Heard) -> Answer:
+        question = done.question
+        covered = tiles.coverage(
+            (shard.range for answer in heard.answers for shard in answer.shards),
+            shards_count=len(done.served.shard_map.shards),
+            unconfirmed=(
+                shard.range
+                for answer in heard.answers
+                for shard in answer.shards
+                if shard.shard_id in answer.unconfirmed
+            ),
+        )
         return Answer(
             merge.merge(
-                heard.parts,
+                [answer.part for answer in heard.answers],
                 probes_count=question.rows_count,
                 k=question.k,
                 threshold=question.threshold,
             ),
-            tiles.coverage(
-                (shard.range for shard in heard.searched),
-                shards_count=len(served.shard_map.shards),
-            ),
-            served.shard_map.version,
-            heard.failures,
+            replace(covered, scanned_share=scanned_share(heard.answers)),
+            done.served.shard_map.version,
+            tuple(done.told(item) for item in heard.failures),
         )
 
-    async def _refreshed(
-        self,
-        topology: Topology,
-        served: ServedGallery,
-        avoid: Mapping[ShardId, Collection[NodeId]],
-        deadline_s: float,
-    ) -> Topology:
-        """Return the topology to try again with: a newer one, if a shard has no other replica."""
-        alone = any(
-            set(shard.node_ids) <= set(avoid.get(shard.shard_id, ()))
-            for shard in served.shard_map.shards
-            if shard.shard_id in avoid
-        )
-        if alone:
-            left_s = time_for_node_s(deadline_s, self._clock)
-            wait_s = min(REFRESH_S_MAX, left_s * REFRESH_SHARE)
-            await self._watcher.changed(topology, timeout_s=wait_s)
-        return self._watcher.topology
-
-    async def _ask(
-        self,
-        topology: Topology,
-        served: ServedGallery,
-        question: Question,
-        shards: Sequence[ShardAssignment],
-        avoid: Mapping[ShardId, Collection[NodeId]],
-        deadline_s: float,
-    ) -> _Heard:
-        """Ask for shards, one call per node, all at once."""
+    async def _gather(self, present: _Pass, shards: Sequence[ShardAssignment]) -> Heard:
+        """Ask for shards, one call per node, all at once; then others for what these refuse."""
         self._turn += 1
-        if question.positions:
-            avoid = self._avoiding_followers(shards, question.positions, avoid)
+        avoid: Mapping[ShardId, Collection[NodeId]] = present.asked
+        if present.question.positions:
+            avoid = self._avoiding_followers(present, shards)
         groups = fanout.group_by_node(
             shards, loads=self._pool.loads(), avoid=avoid, turn=self._turn
         )
-        timeout_s = time_for_node_s(deadline_s, self._clock)
+        for node_id, members in groups.items():
+            for shard in members:
+                present.asked.setdefault(shard.shard_id, set()).add(node_id)
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(
-                    self._ask_node(
-                        topology,
-                        node_id,
-                        members,
-                        _request(question, served.shard_map.version, members),
-                        timeout_s,
-                    )
-                )
+                group.create_task(self._of_node(present, node_id, members))
                 for node_id, members in groups.items()
             ]
-        answers = [task.result() for task in tasks]
-        for answer in answers:
-            if isinstance(answer, InvalidError):
-                raise answer
-        heard = [answer for answer in answers if isinstance(answer, _Heard)]
-        return _Heard(
-            tuple(part for item in heard for part in item.parts),
-            tuple(shard for item in heard for shard in item.searched),
-            tuple(failure for item in heard for failure in item.failures),
-        )
+        return sum((task.result() for task in tasks), Heard())
 
     def _avoiding_followers(
-        self,
-        shards: Sequence[ShardAssignment],
-        positions: Mapping[ShardId, int],
-        avoid: Mapping[ShardId, Collection[NodeId]],
+        self, present: _Pass, shards: Sequence[ShardAssignment]
     ) -> Mapping[ShardId, Collection[NodeId]]:
-        """Return whom to avoid besides: followers that may not have a position yet, as long as
-        the primary can be asked.
+        """Return whom to avoid: besides those asked, followers that may not have a position yet,
+        as long as the primary can be asked.
         """
-        behind = {
-            shard.shard_id: self._positions.behind(shard, positions.get(shard.shard_id, 0))
-            for shard in shards
-            if shard.primary not in avoid.get(shard.shard_id, ())
-        }
-        return {
-            shard.shard_id: {
-                *avoid.get(shard.shard_id, ()),
-                *behind.get(shard.shard_id, ()),
-            }
-            for shard in shards
-        }
+        avoid: dict[ShardId, Collection[NodeId]] = {}
+        for shard in shards:
+            asked = present.asked.get(shard.shard_id, set())
+            least = present.question.positions.get(shard.shard_id, 0)
+            behind = () if shard.primary in asked else self._positions.behind(shard, least)
+            avoid[shard.shard_id] = {*asked, *behind}
+        return avoid
 
-    async def _ask_node(
+    async def _of_node(
+        self, present: _Pass, node_id: NodeId, shards: Sequence[ShardAssignment]
+    ) -> Heard:
+        """Ask a node for shards, others too where it is slow or silent, and then others for what
+        it does not have.
+        """
+        others = [shard for shard in shards if present.open_copies(shard)]
+        request = self._request(present, node_id, shards)
+        may_wait = self._positions.may_wait(node_id, demanded(request))
+        patient = present.last or all(len(shard.node_ids) == 1 for shard in shards)
+        heard = await self._hedger.first_of(
+            Call(
+                node_id,
+                kind=f"search {present.question.gallery}",
+                may_wait=may_wait,
+                ask=lambda: self._ask(present, node_id, shards, request),
+                elsewhere=(lambda: self._gather(present, others)) if others else None,
+                give_up=None if patient else (lambda: _silent(present, node_id, shards)),
+                whole=lambda outcome: not outcome.failures and outcome.shards_count == len(shards),
+                joined=joined,
+            )
+        )
+        failed = {item.shard_id for item in heard.failures if not _is_final(item.error)}
+        again = [
+            shard for shard in shards if shard.shard_id in failed and present.open_copies(shard)
+        ]
+        if not again:
+            return heard
+        heard = heard.without({shard.shard_id for shard in again})
+        return heard + await self._gather(present, again)
+
+    def _request(
+        self, present: _Pass, node_id: NodeId, shards: Sequence[ShardAssignment]
+    ) -> shard_pb2.SearchRequest:
+        trusts = {
+            shard.shard_id: shard_pb2.Trust(
+                primary_boot_id=self._watcher.vouched_boot_id(shard.shard_id, node_id),
+                unconfirmed_accepted=present.accepting,
+            )
+            for shard in shards
+        }
+        return search_request(present.question, present.served.shard_map.version, shards, trusts)
+
+    async def _ask(
         self,
-        topology: Topology,
+        present: _Pass,
         node_id: NodeId,
         shards: Sequence[ShardAssignment],
         request: shard_pb2.SearchRequest,
-        timeout_s: float,
-    ) -> _Heard | InvalidError:
+    ) -> Heard:
         """Ask one node. Errors are values here, so that one node's never cancels the others."""
         try:
             response = await self._pool.search(
-                topology,
+                present.topology,
                 node_id,
                 request,
-                timeout_s=timeout_s,
-                may_wait=self._positions.may_wait(node_id, _least(request)),
+                timeout_s=time_for_node_s(present.deadline_s, self._clock),
+                may_wait=self._positions.may_wait(node_id, demanded(request)),
             )
-            searched, failures = _account(request, response, shards, node_id)
-            if not searched:
-                # No columns come from a node that refuses everything; its reasons do.
-                return _Heard(failures=failures)
-            part = _part(response)
-            merge.check_part(part, probes_count=_rows_count(request))
-        except InvalidError as error:
-            return error
+            heard = heard_from(node_id, shards, request, response)
         except FacegridError as error:
-            return _Heard(
+            heard = Heard(
                 failures=tuple(Failure(shard.shard_id, node_id, error) for shard in shards)
             )
-        self._positions.note(
-            node_id, ((ShardId(item.shard_id), item.position) for item in response.searched)
-        )
-        return _Heard((part,), searched, failures)
+        else:
+            self._positions.note(
+                node_id, ((ShardId(item.shard_id), item.position) for item in response.searched)
+            )
+        return _noted(present, heard)
 
 
-def require_coverage(answer: Answer, coverage_min: float) -> None:
-    """Raise unless enough of the gallery was searched.
+def _noted(present: _Pass, heard: Heard) -> Heard:
+    """Remember what failed in this pass."""
+    for item in heard.failures:
+        present.failed.setdefault(item.shard_id, []).append(item)
+    return heard
 
-    Raises:
-        UnavailableError: less was searched (COVERAGE_TOO_LOW), because of shards that are named.
-        DeadlineError: less was searched in the time given.
-    """
-    coverage = answer.coverage
-    if coverage.share >= coverage_min:
-        return
-    missing = ",".join(f"{item.first:016x}-{item.last:016x}" for item in coverage.missing)
-    why = ", ".join(
-        f"{item.shard_id} on {item.node_id}: {item.error.message}" for item in answer.failures
-    )
-    timed_out = answer.failures and all(
-        isinstance(item.error, DeadlineError) for item in answer.failures
-    )
-    kind, reason = UnavailableError, "COVERAGE_TOO_LOW"
-    if timed_out:
-        reasons = {item.error.reason for item in answer.failures}
-        kind, reason = DeadlineError, DeadlineError.default_reason
-        if reasons == {POSITION_NOT_REACHED}:
-            reason = POSITION_NOT_REACHED
-    raise kind(
-        f"a part of the gallery was not searched ({why})"
-        f" share={coverage.share:.6f} coverage_min={coverage_min} missing={missing}",
-        reason=reason,
-        share=coverage.share,
-        limit=coverage_min,
-        missing=missing,
-        shard=",".join(item.shard_id for item in answer.failures),
-        node=",".join(sorted({item.node_id for item in answer.failures})),
+
+def _silent(present: _Pass, node_id: NodeId, shards: Sequence[ShardAssignment]) -> Heard:
+    error = given_up(node_id)
+    return _noted(
+        present,
+        Heard(failures=tuple(Failure(shard.shard_id, node_id, error) for shard in shards)),
     )
 
 
@@ -303,7 +354,7 @@ def _served(topology: Topology, question: Question) -> ServedGallery:
     served = topology.galleries.get(question.gallery)
     if served is None:
         raise unknown_gallery(question.gallery)
-    foreign = foreign_shard(Token(question.positions), served.shard_map)
+    foreign = not_of(served.shard_map, Token(question.positions))
     if foreign is not None:
         # The token was of this gallery when the call began, and others may be in the batch.
         raise UnavailableError(
@@ -314,102 +365,30 @@ def _served(topology: Topology, question: Question) -> ServedGallery:
     return served
 
 
-def _worth_another_try(failures: Sequence[Failure], known_failing: Collection[NodeId]) -> bool:
-    """Tell whether asking again may help: not once the time is over, and not if all that failed
-    were failing before they were asked.
+def _is_final(error: FacegridError) -> bool:
+    """Tell whether no other copy will do better: the question is wrong, or the time is over."""
+    return isinstance(error, InvalidError | DeadlineError)
+
+
+def _raise_invalid(heard: Heard) -> None:
+    for item in heard.failures:
+        if isinstance(item.error, InvalidError):
+            raise item.error
+
+
+def _worth_another_pass(
+    failures: Sequence[Failure],
+    told: Sequence[Failure],
+    question: Question,
+    known_failing: Collection[NodeId],
+) -> bool:
+    """Tell whether asking again may help: not once the time is over, nor where nothing but
+    confirmation is missing and the caller insists on it, nor if all that failed were failing
+    before they were asked.
     """
-    if any(isinstance(item.error, DeadlineError) for item in failures):
+    if not failures or any(isinstance(item.error, DeadlineError) for item in failures):
         return False
+    if any(item.error.reason == UNCONFIRMED for item in told):
+        insists = question.unconfirmed is Unconfirmed.REFUSED
+        return not insists or any(item.error.reason != UNCONFIRMED for item in told)
     return any(item.node_id not in known_failing for item in failures)
-
-
-def _least(request: shard_pb2.SearchRequest) -> dict[ShardId, int]:
-    """Return the position demanded of each shard."""
-    return {ShardId(item.shard_id): item.position_min for item in request.shards}
-
-
-def _rows_count(request: shard_pb2.SearchRequest) -> int:
-    return len(request.probes.data) // (4 * request.probes.dim)
-
-
-def _request(
-    question: Question, map_version: int, shards: Sequence[ShardAssignment]
-) -> shard_pb2.SearchRequest:
-    return shard_pb2.SearchRequest(
-        gallery=question.gallery,
-        map_version=map_version,
-        shards=[
-            shard_pb2.SearchRequest.Shard(
-                shard_id=shard.shard_id, position_min=question.positions.get(shard.shard_id, 0)
-            )
-            for shard in shards
-        ],
-        probes=types_pb2.Vectors(
-            data=question.probes, dim=question.dim, dtype=types_pb2.DTYPE_FLOAT32
-        ),
-        k=question.k,
-        threshold=question.threshold,
-    )
-
-
-def _part(response: shard_pb2.SearchResponse) -> merge.Part:
-    scores = response.scores
-    if len(scores) % 4:
-        raise CorruptError("scores are no float32", reason="ANSWER_MALFORMED")
-    return merge.Part(
-        counts=np.array(list(response.counts), np.int64),
-        scores=np.frombuffer(scores, "<f4"),
-        subject_ids=response.subject_ids,
-        template_ids=response.template_ids,
-    )
-
-
-def _account(
-    request: shard_pb2.SearchRequest,
-    response: shard_pb2.SearchResponse,
-    shards: Sequence[ShardAssignment],
-    node_id: NodeId,
-) -> tuple[tuple[ShardAssignment, ...], tuple[Failure, ...]]:
-    """Return which shards a node searched and which it did not.
-
-    The node merged its shards, so a single one that is not what was asked for spoils its answer.
-
-    Raises:
-        CorruptError: it searched something else (RANGE_DIFFERS), or too early (POSITION_BEHIND).
-    """
-    asked = {shard.shard_id: shard for shard in shards}
-    least = _least(request)
-    searched: list[ShardAssignment] = []
-    for item in response.searched:
-        shard = asked.pop(ShardId(item.shard_id), None)
-        if shard is None or (item.first, item.last) != (shard.range.first, shard.range.last):
-            raise CorruptError(
-                f"node searched another range than the map says shard={item.shard_id}",
-                reason="RANGE_DIFFERS",
-            )
-        if item.position < least[shard.shard_id]:
-            raise CorruptError(
-                f"node answered before the position demanded shard={item.shard_id}",
-                reason="POSITION_BEHIND",
-            )
-        searched.append(shard)
-    reasons = {item.shard_id: item.reason for item in response.refused}
-    failures = tuple(
-        Failure(shard_id, node_id, _refusal(shard_id, node_id, reasons.get(shard_id, "")))
-        for shard_id in asked
-    )
-    return tuple(searched), failures
-
-
-def _refusal(shard_id: ShardId, node_id: NodeId, reason: str) -> UnavailableError:
-    reason = reason or "NOT_ANSWERED"
-    if reason == POSITION_NOT_REACHED:
-        return DeadlineError(
-            "shard has not come to the position asked for in the time given",
-            reason=reason,
-            shard=shard_id,
-            node=node_id,
-        )
-    return UnavailableError(
-        f"shard was not searched reason={reason}", reason=reason, shard=shard_id, node=node_id
-    )

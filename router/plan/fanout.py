@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from facegrid.ids import NodeId, ShardId, subject_key
 from facegrid.model import ShardAssignment, ShardMap
@@ -65,8 +65,17 @@ def group_by_node(
     for shard in shards:
         shunned = avoid.get(shard.shard_id, ())
         open_to = [node for node in shard.node_ids if node not in shunned] or shard.node_ids
-        groups.setdefault(choose_node(open_to, loads=loads, turn=turn), []).append(shard)
+        # What it was given of this batch counts: else the fastest node gets all that it has copies
+        # of, and the others wait for it.
+        given = {node: _with(loads, node, len(groups.get(node, ()))) for node in open_to}
+        groups.setdefault(choose_node(open_to, loads=given, turn=turn), []).append(shard)
     return groups
+
+
+def _with(loads: Mapping[NodeId, NodeLoad], node: NodeId, shards_count: int) -> NodeLoad:
+    """Return the load of a node that was given shards of the batch that is being divided."""
+    load = loads.get(node, UNKNOWN)
+    return replace(load, calls_count=load.calls_count + shards_count) if shards_count else load
 
 
 def shard_of(shard_map: ShardMap, subject_id: str) -> ShardAssignment:

@@ -36,15 +36,15 @@ def place(
     nodes = sorted(set(live))
     if len(nodes) < gallery.replicas_count:
         raise UnavailableError(
-            "too few live nodes for that many replicas"
+            "too few live nodes for that many replicas: start more, or ask for fewer replicas"
             f" nodes={len(nodes)} replicas={gallery.replicas_count}",
             reason="TOO_FEW_NODES",
             gallery=gallery.name,
             limit=len(nodes),
         )
-    old = [shard for shard_map in present for shard in shard_map.shards]
+    old = [shard for shard_map in present for shard in shard_map.held]
     primaries = Counter(shard.primary for shard in old)
-    replicas = Counter(node_id for shard in old for node_id in shard.node_ids)
+    replicas = Counter(node_id for shard in old for node_id in shard.holders)
     shards = []
     for number, hash_range in enumerate(equal_ranges(gallery.shards_count)):
         chosen = [min(nodes, key=lambda node: (primaries[node], replicas[node], node))]

@@ -38,6 +38,15 @@ def missing_ranges(answered: Iterable[HashRange]) -> tuple[HashRange, ...]:
     return tuple(missing)
 
 
+def is_covered(item: HashRange, by: Iterable[HashRange]) -> bool:
+    """Tell whether every key of a range is in one of others, which may overlap."""
+    following = item.first
+    for other in sorted(by):
+        if other.first <= following:
+            following = max(following, other.last + 1)
+    return following > item.last
+
+
 def share_without(missing: Iterable[HashRange]) -> float:
     """Return the share of the key space outside of disjoint ranges: exactly 1 for no ranges, and
     below 1 for any, however small.
@@ -48,8 +57,28 @@ def share_without(missing: Iterable[HashRange]) -> float:
     return min((KEYS_COUNT - lost) / KEYS_COUNT, math.nextafter(1.0, 0.0))
 
 
-def coverage(answered: Iterable[HashRange], *, shards_count: int) -> Coverage:
+def share_of(ranges: Iterable[HashRange]) -> float:
+    """Return the share of the key space in disjoint ranges: above 0 for any, however small, and
+    exactly 1 only for all of it.
+    """
+    keys_count = sum(item.size for item in ranges)
+    if keys_count == KEYS_COUNT:
+        return 1.0
+    return min(keys_count / KEYS_COUNT, math.nextafter(1.0, 0.0))
+
+
+def coverage(
+    answered: Iterable[HashRange],
+    *,
+    shards_count: int,
+    unconfirmed: Iterable[HashRange] = (),
+) -> Coverage:
     """Return what the ranges that were searched amount to.
+
+    Args:
+        answered: the ranges searched.
+        shards_count: how many there are in all.
+        unconfirmed: those among them that were searched on copies which may be behind.
 
     Raises:
         CorruptError: two ranges overlap (RANGES_OVERLAP).
@@ -61,4 +90,5 @@ def coverage(answered: Iterable[HashRange], *, shards_count: int) -> Coverage:
         shards_answered_count=len(ranges),
         shards_count=shards_count,
         missing=missing,
+        unconfirmed_share=share_of(unconfirmed),
     )

@@ -1,6 +1,7 @@
 """What a request must satisfy before anything is done for it."""
 
 import math
+from dataclasses import dataclass
 
 from facegrid import limits, vectors
 from facegrid.api.v1 import (
@@ -11,6 +12,13 @@ from facegrid.api.v1 import (
 )
 from facegrid.errors import InvalidError
 from facegrid.ids import check_gallery_name, check_ids, check_request_id, id_problem
+from facegrid.tuning import (
+    MATES_COUNT_LIMIT,
+    MISS_RATE_MAX_DEFAULT,
+    MISS_RATE_MAX_LIMIT,
+    Profile,
+)
+from facegrid.tuning_messages import from_profile_message
 from facegrid.wire import from_wire_vectors
 from router.dispatch.ingest import EnrolBatch, EraseBatch, check_repeats
 from router.dispatch.lifecycle import GallerySpec
@@ -34,6 +42,8 @@ def gallery_spec(request: gallery_service_pb2.CreateGalleryRequest) -> GallerySp
             if request.HasField("train_at_templates_count")
             else limits.TRAIN_AT_DEFAULT
         ),
+        profile=from_profile_message(request.profile) or Profile.BALANCED,
+        miss_rate_max=miss_rate_max(request) or MISS_RATE_MAX_DEFAULT,
     )
     if spec.dim % limits.DIM_STEP:
         raise _out_of_bounds("dim", spec.dim, f"a multiple of {limits.DIM_STEP}")
@@ -47,6 +57,32 @@ def gallery_spec(request: gallery_service_pb2.CreateGalleryRequest) -> GallerySp
         least = limits.TRAIN_ROWS_MIN
         _within("train_at_templates_count", spec.train_at_templates_count, least, 2**62)
     return spec
+
+
+def miss_rate_max(
+    request: gallery_service_pb2.CreateGalleryRequest | gallery_service_pb2.UpdateGalleryRequest,
+) -> float | None:
+    """Return the share of mates that may be missed; None where a request does not say.
+
+    Raises:
+        InvalidError: it is not above 0, or above 0.1 (OUT_OF_BOUNDS).
+    """
+    if not request.HasField("miss_rate_max"):
+        return None
+    if not 0.0 < request.miss_rate_max <= MISS_RATE_MAX_LIMIT:
+        bounds = f"above 0 to {MISS_RATE_MAX_LIMIT}"
+        raise _out_of_bounds("miss_rate_max", request.miss_rate_max, bounds)
+    return request.miss_rate_max
+
+
+def mates_count_max(request: gallery_service_pb2.TuneGalleryRequest) -> int:
+    """Return on how many mated pairs to measure at most; 0: as many as the miss rate wants.
+
+    Raises:
+        InvalidError: more than MATES_COUNT_LIMIT (OUT_OF_BOUNDS).
+    """
+    _within("mates_count_max", request.mates_count_max, 0, MATES_COUNT_LIMIT)
+    return request.mates_count_max
 
 
 def enrol_batch(request: enrolment_service_pb2.EnrolRequest, *, dim: int) -> EnrolBatch:
@@ -96,11 +132,29 @@ def probe_bytes(message: types_pb2.Vectors, *, dim: int, field: str) -> bytes:
     return x.astype("<f4", copy=False).tobytes()
 
 
-def check_identify(request: identification_service_pb2.IdentifyRequest) -> tuple[float, float]:
-    """Return threshold and least coverage, defaults filled in.
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a caller wants of the answer to a search.
+
+    Attributes:
+        threshold: lowest score; -2 for all.
+        coverage_min: least share of the key space that must be searched, above 0 to 1.
+        unconfirmed_max: largest share that may be unconfirmed, 0 to 1.
+        profile: how hard to search; None: as the gallery says.
+    """
+
+    threshold: float
+    coverage_min: float
+    unconfirmed_max: float
+    profile: Profile | None = None
+
+
+def check_identify(request: identification_service_pb2.IdentifyRequest) -> Wishes:
+    """Return what is wanted of the answer, defaults filled in.
 
     Raises:
-        InvalidError: k, threshold or coverage_min is out of bounds.
+        InvalidError: k, threshold, coverage_min or unconfirmed_max is out of bounds, or there is
+            no such profile (PROFILE_UNKNOWN).
     """
     _within("k", request.k, 1, limits.K_MAX)
     threshold = request.threshold if request.HasField("threshold") else NO_THRESHOLD
@@ -109,7 +163,11 @@ def check_identify(request: identification_service_pb2.IdentifyRequest) -> tuple
     coverage_min = request.coverage_min if request.HasField("coverage_min") else 1.0
     if not 0.0 < coverage_min <= 1.0 or math.isnan(coverage_min):
         raise _out_of_bounds("coverage_min", coverage_min, "above 0 to 1")
-    return threshold, coverage_min
+    unconfirmed_max = request.unconfirmed_max if request.HasField("unconfirmed_max") else 1.0
+    if not 0.0 <= unconfirmed_max <= 1.0:
+        raise _out_of_bounds("unconfirmed_max", unconfirmed_max, "0 to 1")
+    profile = from_profile_message(request.profile)
+    return Wishes(threshold, coverage_min, unconfirmed_max, profile)
 
 
 def check_probes_count(probes: bytes, *, dim: int, count_max: int, field: str) -> int:

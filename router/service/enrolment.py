@@ -15,7 +15,7 @@ from facegrid.ids import check_gallery_name
 from facegrid.rpc.context import CallContext, call_context
 from facegrid.wire import from_wire_token, to_wire_token, to_wire_vectors
 from router.dispatch.ingest import Ingest
-from router.dispatch.reads import Reader
+from router.dispatch.reads import Reader, Wanted
 from router.service.checks import check_id, enrol_batch, erase_batch
 from router.topology.directory import Directory
 
@@ -111,13 +111,14 @@ class EnrolmentService(EnrolmentServiceServicer):
             served,
             request.template_id,
             subject_id=request.subject_id,
-            after=after,
+            wanted=Wanted(after, unconfirmed_accepted=not request.confirmed_only),
             deadline_s=call.deadline_s,
         )
         return pb.GetTemplateResponse(
             template_id=found.template_id,
             subject_id=found.subject_id,
             vector=to_wire_vectors(found.vector),
+            unconfirmed=found.unconfirmed,
         )
 
 

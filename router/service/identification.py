@@ -12,11 +12,16 @@ from facegrid.api.v1.identification_service_pb2_grpc import IdentificationServic
 from facegrid.clock import Clock
 from facegrid.ids import check_gallery_name
 from facegrid.rpc.context import CallContext, call_context
+from facegrid.tuning_messages import to_profile_message
 from facegrid.wire import from_wire_token, to_wire_coverage
 from router.dispatch.coalesce import Coalescer, Share
 from router.dispatch.erasures import Erasures
-from router.dispatch.reads import Reader
-from router.dispatch.scatter import Question, require_coverage
+from router.dispatch.latencies import Latencies
+from router.dispatch.question import Question
+from router.dispatch.reads import Reader, Wanted
+from router.dispatch.require import require_confirmed, require_coverage
+from router.plan.confirmed import wish
+from router.plan.standing import demanded_of
 from router.service.checks import (
     check_candidates,
     check_id,
@@ -38,8 +43,11 @@ class IdentificationService(IdentificationServiceServicer):
         reader: Reader,
         directory: Directory,
         clock: Clock,
+        *,
         erasures: Erasures,
+        latencies: Latencies,
     ) -> None:
+        self._latencies = latencies
         self._erasures = erasures
         self._coalescer = coalescer
         self._reader = reader
@@ -48,12 +56,15 @@ class IdentificationService(IdentificationServiceServicer):
 
     @override
     async def Identify(self, request: pb.IdentifyRequest, context: Context) -> pb.IdentifyResponse:
-        return await self._identify(request, call_context(context, self._clock))
+        began_s = self._clock.now_s()
+        response = await self._identify(request, call_context(context, self._clock))
+        self._latencies.note(self._clock.now_s() - began_s)
+        return response
 
     async def _identify(
         self, request: pb.IdentifyRequest, call: CallContext
     ) -> pb.IdentifyResponse:
-        threshold, coverage_min = check_identify(request)
+        wishes = check_identify(request)
         name = check_gallery_name(request.gallery)
         after = from_wire_token(request.after)
         served = await self._directory.find(name, deadline_s=call.deadline_s, after=after)
@@ -69,8 +80,10 @@ class IdentificationService(IdentificationServiceServicer):
             rows_count=rows_count,
             dim=dim,
             k=request.k,
-            threshold=threshold,
-            positions=after.positions,
+            threshold=wishes.threshold,
+            positions=demanded_of(served.shard_map, after),
+            unconfirmed=wish(wishes.unconfirmed_max),
+            profile=wishes.profile or served.gallery.profile,
         )
         share = await self._erasures.settled(
             name,
@@ -78,8 +91,9 @@ class IdentificationService(IdentificationServiceServicer):
             Share.names,
             lambda share, gone: share.without(gone),
         )
-        require_coverage(share.answer, coverage_min)
-        return to_wire_answer(share, k=question.k, threshold=threshold)
+        require_coverage(share.answer, wishes.coverage_min)
+        require_confirmed(share.answer, wishes.unconfirmed_max)
+        return to_wire_answer(share, question)
 
     @override
     async def Verify(self, request: pb.VerifyRequest, context: Context) -> pb.VerifyResponse:
@@ -95,33 +109,44 @@ class IdentificationService(IdentificationServiceServicer):
             served,
             request.subject_id,
             probe=types_pb2.Vectors(data=probe, dim=dim, dtype=types_pb2.DTYPE_FLOAT32),
-            after=after,
+            wanted=Wanted(after, unconfirmed_accepted=not request.confirmed_only),
             deadline_s=call.deadline_s,
         )
-        return pb.VerifyResponse(score=verified.score, template_id=verified.template_id)
+        return pb.VerifyResponse(
+            score=verified.score,
+            template_id=verified.template_id,
+            unconfirmed=verified.unconfirmed,
+        )
 
 
-def to_wire_answer(share: Share, *, k: int, threshold: float) -> pb.IdentifyResponse:
-    """Return a caller's part of a batch, cut to its own k and threshold.
+def to_wire_answer(share: Share, question: Question) -> pb.IdentifyResponse:
+    """Return a caller's part of a batch, cut to the k and threshold of its own question.
 
     A message per candidate is what costs here, so columns are read once and fields set in place.
     """
     merged = share.answer.merged
     response = pb.IdentifyResponse(
-        coverage=to_wire_coverage(share.answer.coverage), map_version=share.answer.map_version
+        coverage=to_wire_coverage(share.answer.coverage),
+        map_version=share.answer.map_version,
+        profile=to_profile_message(question.profile),
     )
     first_row = merged.starts[share.first]
     last_row = merged.starts[share.first + share.rows_count]
     scores = merged.scores[first_row:last_row].tolist()
-    subject_ids, template_ids = merged.subject_ids, merged.template_ids
     for probe in range(share.first, share.first + share.rows_count):
         add = response.lists.add().candidates.add
         start = merged.starts[probe]
-        for rank in range(1, merged.count(probe, k=k, threshold=threshold) + 1):
-            row = start + rank - 1
+        count = merged.count(probe, k=question.k, threshold=question.threshold)
+        rows = zip(
+            merged.subject_ids[start : start + count],
+            merged.template_ids[start : start + count],
+            scores[start - first_row : start - first_row + count],
+            strict=True,
+        )
+        for rank, (subject_id, template_id, score) in enumerate(rows, 1):
             candidate = add()
-            candidate.subject_id = subject_ids[row]
-            candidate.template_id = template_ids[row]
-            candidate.score = scores[row - first_row]
+            candidate.subject_id = subject_id
+            candidate.template_id = template_id
+            candidate.score = score
             candidate.rank = rank
     return response

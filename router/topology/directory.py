@@ -5,10 +5,11 @@ from typing import Final
 from facegrid.clock import Clock
 from facegrid.coord import keys
 from facegrid.coord.port import Coordinator
-from facegrid.errors import InvalidError, NotFoundError, UnavailableError
+from facegrid.errors import CorruptError, InvalidError, NotFoundError, UnavailableError
 from facegrid.format import records
 from facegrid.ids import GalleryName, ShardId
-from facegrid.model import ShardMap, Token
+from facegrid.model import Token
+from router.plan.standing import Standing, not_of, standing
 from router.topology.snapshot import ServedGallery
 from router.topology.watcher import Watcher
 
@@ -27,12 +28,13 @@ class Directory:
     async def find(
         self, name: GalleryName, *, deadline_s: float, after: Token = NO_TOKEN
     ) -> ServedGallery:
-        """Return a gallery. One just created through another router is waited for.
+        """Return a gallery. One just created through another router is waited for, and so is a
+        map that knows all shards that a token names.
 
         Args:
             name: which.
             deadline_s: until when.
-            after: a token that a read was given; all shards it names are the gallery's.
+            after: a token that a read was given; the gallery has or had all shards it names.
 
         Raises:
             NotFoundError: there is no such gallery (GALLERY_UNKNOWN).
@@ -40,20 +42,17 @@ class Directory:
             UnavailableError: etcd cannot be asked whether there is.
         """
         served = self._watcher.topology.galleries.get(name)
-        if served is not None and foreign_shard(after, served.shard_map) is None:
+        if served is not None and not_of(served.shard_map, after) is None:
             return served
         ends_s = min(deadline_s, self._clock.now_s() + ASK_S)
         timeout_s = ends_s - self._clock.now_s()
         found = await self._coordinator.get(keys.shard_map(name), timeout_s=timeout_s)
         if found is None:
             raise unknown_gallery(name)
-        if after.positions:
-            foreign = foreign_shard(after, records.decode_shard_map(found.value))
-            if foreign is not None:
-                raise _foreign_token(name, foreign)
+        _check_token(after, found.value)
         while (
             served := (topology := self._watcher.topology).galleries.get(name)
-        ) is None or foreign_shard(after, served.shard_map) is not None:
+        ) is None or not_of(served.shard_map, after) is not None:
             if not await self._watcher.changed(topology, timeout_s=ends_s - self._clock.now_s()):
                 raise UnavailableError(
                     f"this router does not know the gallery's map yet gallery={name}",
@@ -63,17 +62,26 @@ class Directory:
         return served
 
 
-def foreign_shard(token: Token, shard_map: ShardMap) -> ShardId | None:
-    """Return a shard that a token speaks of and a gallery does not have."""
-    if not token.positions:
-        return None
-    ours = {shard.shard_id for shard in shard_map.shards}
-    return next((shard_id for shard_id in token.positions if shard_id not in ours), None)
+def _check_token(token: Token, newest: bytes) -> None:
+    """Raise InvalidError (TOKEN_FOREIGN) where a token names a shard that the newest map, as etcd
+    has it, does not know either. One that is still pending is waited for.
+    """
+    try:
+        shard_map = records.decode_shard_map(newest) if token.positions else None
+    except CorruptError:
+        # Of a newer version, or damaged: the gallery is not served here, which is told elsewhere.
+        shard_map = None
+    if shard_map is None:
+        return
+    known = {shard.shard_id for shard in shard_map.held}
+    for shard_id in token.positions:
+        if shard_id not in known and standing(shard_map, shard_id) is not Standing.REPLACED:
+            raise _foreign_token(shard_map.gallery, shard_id)
 
 
 def _foreign_token(name: GalleryName, shard_id: ShardId) -> InvalidError:
     return InvalidError(
-        "token names a shard that the gallery does not have: it is of another gallery, or of an"
+        "token names a shard that the gallery never had: it is of another gallery, or of an"
         f" earlier one of the name gallery={name} shard={shard_id}",
         reason="TOKEN_FOREIGN",
         field="after",

@@ -1,9 +1,14 @@
 """The nodes as they are called: connections, recent latency, who fails."""
 
+import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from facegrid.api.shard.v1 import shard_service_pb2 as shard_pb2
 from facegrid.api.shard.v1.shard_service_pb2_grpc import ShardServiceStub
@@ -13,6 +18,7 @@ from facegrid.ids import NodeId
 from facegrid.rpc.call import call
 from facegrid.rpc.pool import ChannelPool
 from router.plan.fanout import UNKNOWN, NodeLoad
+from router.plan.hedge import HEALTH_S, LOOK_AGAIN_S
 from router.topology.snapshot import Topology
 
 Request = TypeVar("Request")
@@ -34,17 +40,33 @@ FAILING_S_MAX: Final = 8.0
 """The same for one that failed again and again: every time is twice as long."""
 LATENCY_WEIGHT: Final = 0.2
 """Share of the newest call in the recent latency."""
+LATENCY_HALF_S: Final = 10.0
+"""A latency counts half after this time without a newer one: a node that was slow once, and is
+therefore not asked, would never show that it is quick again.
+"""
 HUNG_S: Final = 1.0
 """A node that did not answer in this time fails; with less time given the caller was impatient."""
+TIDY_S: Final = 60.0
+"""How often to look for connections that are not needed any more."""
 TIME_OVER_SHARE: Final = 0.95
 """A call that gRPC ended this late was ended because its time was over: node and router count it
 down both, and whoever is first breaks the stream.
 """
 
 
+NOT_HEARD: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
+"""Codes of a health check that nobody answered; with any other the node lives."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Failing:
-    """Until when a node that failed is passed over, and how long that is in all."""
+    """Until when a node that failed is passed over, and how long that is in all; for ever where it
+    is silent: then it must answer a health check first.
+    """
 
     until_s: float
     lasts_s: float
@@ -63,6 +85,7 @@ class NodePool:
         self._clock = clock
         self._stubs: dict[str, ShardServiceAsyncStub] = {}
         self._loads: dict[NodeId, NodeLoad] = {}
+        self._timed_s: dict[NodeId, float] = {}
         self._failing: dict[NodeId, _Failing] = {}
 
     def loads(self) -> Mapping[NodeId, NodeLoad]:
@@ -72,7 +95,67 @@ class NodePool:
             load = self._loads[node_id]
             if load.failing and now_s >= failing.until_s:
                 self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count)
-        return MappingProxyType(self._loads)
+        return {node_id: self._faded(node_id, load) for node_id, load in self._loads.items()}
+
+    def _faded(self, node_id: NodeId, load: NodeLoad) -> NodeLoad:
+        age_s = self._clock.now_s() - self._timed_s.get(node_id, 0.0)
+        latency_s = load.latency_s * 0.5 ** (age_s / LATENCY_HALF_S)
+        return NodeLoad(latency_s, load.calls_count, load.failing)
+
+    def silent(self, node_id: NodeId) -> bool:
+        """Tell whether a node answered nothing, and has answered no health check since."""
+        failing = self._failing.get(node_id)
+        return failing is not None and math.isinf(failing.until_s)
+
+    async def lives(self, topology: Topology, node_id: NodeId) -> bool:
+        """Ask a node for its health and tell whether it answers. If not it is silent from now on:
+        passed over until it does.
+        """
+        address = topology.addresses.get(node_id)
+        if address is None:
+            return False
+        check = health_pb2_grpc.HealthStub(self._channels.get(address)).Check
+        try:
+            await check(health_pb2.HealthCheckRequest(), timeout=HEALTH_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in NOT_HEARD:
+                self._mark(node_id, _Failing(math.inf, math.inf))
+                return False
+        if self.silent(node_id):
+            self._sound(node_id)
+        return True
+
+    async def run(self, topology: Callable[[], Topology]) -> None:
+        """Look after silent nodes until cancelled, so that no search has to find out, and let go
+        of connections to addresses where no node is any more.
+        """
+        tidied_s = self._clock.now_s()
+        while True:
+            await self._clock.sleep(LOOK_AGAIN_S)
+            async with asyncio.TaskGroup() as group:
+                if self._clock.now_s() - tidied_s >= TIDY_S:
+                    tidied_s = self._clock.now_s()
+                    group.create_task(self.tidy(topology()))
+                for node_id in [*self._failing]:
+                    if self.silent(node_id):
+                        group.create_task(self.lives(topology(), node_id))
+
+    async def tidy(self, topology: Topology) -> None:
+        """Let go of connections to nodes that neither are registered nor hold a shard, and to what
+        was the address of a node before. One goes when two calls in a row found it so.
+        """
+        named = {
+            node
+            for served in topology.galleries.values()
+            for shard in served.shard_map.held
+            for node in shard.holders
+        }
+        nodes = named | set(topology.nodes)
+        addresses = [at for node, at in topology.addresses.items() if node in nodes]
+        for address in self._stubs.keys() - set(addresses):
+            # Whoever holds one may go on with it as long as its connection is there.
+            del self._stubs[address]
+        await self._channels.keep(addresses)
 
     async def call(
         self,
@@ -130,9 +213,7 @@ class NodePool:
             if isinstance(error, UnavailableError):
                 error.facts.setdefault("node", node_id)
             raise
-        if self._failing.pop(node_id, None) is not None:
-            load = self._loads[node_id]
-            self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count)
+        self._sound(node_id)
         return response
 
     async def search(
@@ -167,6 +248,12 @@ class NodePool:
             response = await answer
             if telling:
                 took_s = self._clock.now_s() - started_s
+        except asyncio.CancelledError:
+            # Another copy was quicker: this one would have taken at least as long.
+            elapsed_s = self._clock.now_s() - started_s
+            if telling and elapsed_s > self._loads[node_id].latency_s:
+                took_s = elapsed_s
+            raise
         finally:
             self._count(node_id, -1, took_s=took_s)
         return response
@@ -183,18 +270,27 @@ class NodePool:
         if took_s is not None:
             weight = LATENCY_WEIGHT if latency_s else 1.0
             latency_s += weight * (took_s - latency_s)
+            self._timed_s[node_id] = self._clock.now_s()
         self._loads[node_id] = NodeLoad(latency_s, load.calls_count + step, load.failing)
 
     def _fail(self, node_id: NodeId) -> None:
         before = self._failing.get(node_id)
         now_s = self._clock.now_s()
         if before is None:
-            self._failing[node_id] = _Failing(now_s + FAILING_S, FAILING_S)
+            self._mark(node_id, _Failing(now_s + FAILING_S, FAILING_S))
         elif now_s >= before.until_s:
             lasts_s = min(2 * before.lasts_s, FAILING_S_MAX)
-            self._failing[node_id] = _Failing(now_s + lasts_s, lasts_s)
+            self._mark(node_id, _Failing(now_s + lasts_s, lasts_s))
+
+    def _mark(self, node_id: NodeId, failing: _Failing) -> None:
+        self._failing[node_id] = failing
         load = self._loads.get(node_id, UNKNOWN)
         self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count, failing=True)
+
+    def _sound(self, node_id: NodeId) -> None:
+        if self._failing.pop(node_id, None) is not None:
+            load = self._loads[node_id]
+            self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count)
 
 
 def _is_time_over(error: FacegridError, took_s: float, timeout_s: float) -> bool:

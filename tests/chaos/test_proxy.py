@@ -1,5 +1,6 @@
 """The proxies of `make chaos`: what passes, and what does not."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ def echo() -> Iterator[str]:
                     connection, _ = server.accept()
                 except OSError:
                     return
-                with connection:
+                # A link that is cut resets the connection, also under whoever waits here.
+                with connection, contextlib.suppress(ConnectionError):
                     while data := connection.recv(100):
                         connection.sendall(data)
 
@@ -58,6 +60,23 @@ def test_bytes_pass_until_the_link_is_held_and_come_when_it_heals(
         proxies.change("n1", lambda link: link.heal())
         near.settimeout(5)
         assert near.recv(100) == b"during"
+
+
+def test_a_link_held_in_one_direction_lets_questions_pass_and_no_answers(
+    proxies: Proxies, echo: str
+) -> None:
+    with connect(proxies.open("n1", echo)) as near:
+        proxies.change("n1", lambda link: link.hold("back"))
+        near.sendall(b"asked")
+        near.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            near.recv(100)
+
+        proxies.change("n1", lambda link: link.hold("there"))
+        near.sendall(b" again")
+        proxies.change("n1", lambda link: link.heal())
+        near.settimeout(5)
+        assert near.recv(5) == b"asked"
 
 
 def test_a_cut_link_resets_what_is_open_and_refuses_what_is_new(

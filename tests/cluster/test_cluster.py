@@ -14,6 +14,7 @@ import facegrid
 from facegrid.testing.synthetic import SyntheticGallery
 from facegrid.vectors import quantize
 from fgctl.local.cluster import LocalCluster
+from tests.fakes.people import answers, enrol_all, probes_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -39,26 +40,6 @@ def client(cluster: LocalCluster) -> Iterator[facegrid.Client]:
 @pytest.fixture(scope="module")
 def people() -> SyntheticGallery:
     return SyntheticGallery(dim=DIM, templates_count=TEMPLATES, seed=3)
-
-
-def enrol_all(client: facegrid.Client, gallery: str, people: SyntheticGallery) -> facegrid.Token:
-    batches = (
-        facegrid.EnrolBatch(block.template_ids, block.subject_ids, block.vectors)
-        for block in people.blocks(1000)
-    )
-    return client.enrol_stream(gallery, batches)
-
-
-def answers(
-    client: facegrid.Client, gallery: str, probes: np.ndarray, **options: object
-) -> list[list[tuple[str, str, float]]]:
-    """Candidate lists as plain values, scores to the last bit."""
-    lists = client.identify(gallery, probes, k=5, **options)  # type: ignore[arg-type]  # few kinds
-    return [[(c.subject_id, c.template_id, c.score) for c in one.candidates] for one in lists]
-
-
-def probes_of(people: SyntheticGallery) -> np.ndarray:
-    return people.probes(64, seed=9).vectors
 
 
 @pytest.mark.parametrize("search", ["exact", "trained"])
@@ -159,17 +140,20 @@ def test_an_erased_subject_is_returned_by_no_replica(
     client.drop_gallery("copies")
 
 
-def test_a_dropped_gallery_leaves_nothing_in_the_store(
+def test_a_dropped_gallery_leaves_the_journal_of_erasures_and_nothing_else(
     cluster: LocalCluster, client: facegrid.Client, people: SyntheticGallery
 ) -> None:
     gallery = client.create_gallery("dropped", dim=DIM, extractor="x@1", shards=2)
     enrol_all(client, "dropped", people)
     client.train("dropped")
+    client.erase("dropped", subject_ids=["s-0000001"])
     client.drop_gallery("dropped")
     with pytest.raises(facegrid.NotFoundError):
         client.get_gallery("dropped")
 
-    assert wait_until(lambda: not objects(cluster.store, gallery.uid))
+    assert wait_until(lambda: not objects(cluster.store / "shards", gallery.uid))
+    left = objects(cluster.store, gallery.uid)
+    assert {path.relative_to(cluster.store).parts[0] for path in left} == {"journal"}
     again = client.create_gallery("dropped", dim=DIM, extractor="x@1", shards=2)
     assert again.uid != gallery.uid
     assert replace(client.get_gallery("dropped"), created_unix_ms=0) == replace(

@@ -277,7 +277,7 @@ async def test_a_node_stays_registered_over_a_restart_and_leaves_when_it_ends(
     """
     client = clients(member.endpoints)
     node = NodeInfo(NodeId("n1"), "boot", "127.0.0.1:7500")
-    registration = Registration(client, node, 2, CLOCK, get_logger("test"))
+    registration = Registration(client, node, 6, CLOCK, get_logger("test"))
     async with aclosing(client.watch(keys.NODES)) as watch, asyncio.TaskGroup() as group:
         await changes_of(watch, 1)
         running = group.create_task(registration.run())

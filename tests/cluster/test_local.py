@@ -133,6 +133,27 @@ def test_a_killed_node_comes_back_with_what_it_had(folder: Path, vectors: Path) 
     assert mates(before) == ALL_MATES
 
 
+def test_a_node_is_started_without_waiting_for_a_router_that_was_killed(folder: Path) -> None:
+    on = ("--dir", str(folder))
+    for name in ("router1", "n1"):
+        answer("local", "kill", name, *on)
+    try:
+        assert answer("local", "start", "n1", *on)["id"] == "n1"
+        alive = {one.process.name: one.alive for one in LocalCluster(folder).status()}
+        assert (alive["n1"], alive["router1"]) == (True, False)
+    finally:
+        answer("local", "start", "router1", *on)
+
+
+def test_more_replicas_than_nodes_are_refused_at_once_with_what_to_do(folder: Path) -> None:
+    """A retry until the time is over would outlast the limit of the command here."""
+    create = ("gallery", "create", "many", "--dim", str(DIM), "--extractor", "test@1")
+    limit = ("--timeout", str(2 * COMMAND_S))
+    refused = fgctl(*create, "--replicas", "3", *limit, "--dir", str(folder))
+    assert refused.returncode == 1
+    assert "start more, or ask for fewer replicas nodes=2 replicas=3" in refused.stderr
+
+
 def test_a_cluster_comes_back_with_its_data_and_addresses(folder: Path, vectors: Path) -> None:
     enrolled(folder, vectors, "downed")
     before = first_candidates(folder, vectors, "downed")

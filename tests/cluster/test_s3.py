@@ -11,6 +11,7 @@ from facegrid.blob.open import connect
 from facegrid.testing.synthetic import SyntheticGallery
 from fgctl.local.cluster import LocalCluster
 from fgctl.local.plan import Wanted
+from tests.fakes.people import Answers, answers, enrol_all
 from tests.fakes.s3_servers import S3Server
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -33,13 +34,9 @@ def cluster(tmp_path: Path, url: str) -> Iterator[LocalCluster]:
     cluster.down()
 
 
-Answers = list[list[tuple[str, str, float]]]
-
-
-def answers(cluster: LocalCluster, probes: np.ndarray, after: facegrid.Token) -> Answers:
+def answered(cluster: LocalCluster, probes: np.ndarray, after: facegrid.Token) -> Answers:
     with facegrid.Client(cluster.router_targets, timeout_s=60) as client:
-        lists = client.identify("staff", probes, k=5, after=after)
-    return [[(c.subject_id, c.template_id, c.score) for c in one.candidates] for one in lists]
+        return answers(client, "staff", probes, after=after)
 
 
 async def test_a_cluster_on_s3_comes_back_from_a_kill_and_from_a_stop(
@@ -50,30 +47,25 @@ async def test_a_cluster_on_s3_comes_back_from_a_kill_and_from_a_stop(
     probes = people.probes(32, seed=9).vectors
     with facegrid.Client(cluster.router_targets, timeout_s=60) as client:
         client.create_gallery("staff", dim=DIM, extractor="x@1", shards=2, train_at=0)
-        for block in people.blocks(1000):
-            client.enrol(
-                "staff",
-                template_ids=block.template_ids,
-                subject_ids=block.subject_ids,
-                vectors=block.vectors,
-            )
+        enrol_all(client, "staff", people)
         client.train("staff")
         gone = next(iter(people.blocks(10))).subject_ids[0]
         token = client.erase("staff", subject_ids=[gone]).token
-        before = answers(cluster, probes, token)
+        before = answered(cluster, probes, token)
 
     cluster.kill_node("n1")
     cluster.start_node("n1")
-    assert answers(cluster, probes, token) == before
+    assert answered(cluster, probes, token) == before
 
     cluster.down()
     cluster.up()
-    assert answers(cluster, probes, token) == before
+    assert answered(cluster, probes, token) == before
     assert not (cluster.store / "shards").exists()
     stored = await connect(url).list("")
     assert {name.partition("/")[0] for name in stored} == {
         "cluster",
         "codebooks",
+        "journal",
         "shards",
     }
 

@@ -103,6 +103,34 @@ async def test_a_list_has_the_keys_of_its_prefix_by_name(coordinator: Coordinato
     )
 
 
+async def test_several_keys_are_read_at_once_and_of_heads_only_the_revision(
+    coordinator: Coordinator,
+) -> None:
+    first = await put(coordinator, Put("map/staff", b"map"), Put("tip/b", b"2"))
+    revision = await put(coordinator, Put("tip/a", b"1"), Put("other", b""))
+
+    assert await coordinator.get_many(["tip/b", "tip/none", "tip/a"], heads=["map/staff"]) == (
+        Snapshot(
+            revision,
+            (
+                KeyValue("map/staff", b"", first),
+                KeyValue("tip/a", b"1", revision),
+                KeyValue("tip/b", b"2", first),
+            ),
+        )
+    )
+
+
+async def test_more_keys_than_a_transaction_takes_are_not_read(coordinator: Coordinator) -> None:
+    limit = limits.ETCD_TXN_OPERATIONS_MAX
+    names = [f"tip/{number}" for number in range(limit)]
+
+    assert (await coordinator.get_many(names)).items == ()
+    with pytest.raises(InvalidError) as refused:
+        await coordinator.get_many(names, heads=["map/staff"])
+    assert refused.value.reason == "TXN_TOO_LONG"
+
+
 async def test_a_list_of_nothing_still_says_its_revision(coordinator: Coordinator) -> None:
     revision = await put(coordinator, Put("a", b""))
 

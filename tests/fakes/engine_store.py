@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from facegrid.testing.memory_coord import MemoryCoordinator
 from indexd.engine.requests import EnrolRequest
 from indexd.replica.committer import Committer, CommitterPorts
 from indexd.replica.fence import Claimant
+from indexd.replica.follower import Follower
 from indexd.replica.primary import Primary
 from indexd.replica.shard_copy import NodePorts
 
@@ -50,11 +52,14 @@ class EngineWorld:
             ],
         )
 
-    @asynccontextmanager
-    async def primary(self, boot: str) -> AsyncIterator[Primary]:
-        """Lend a serving primary; leaving is the death of its process."""
-        ports = NodePorts(
-            claimant=Claimant(NodeId("n1"), boot),
+    def follower(self, boot: str) -> Follower:
+        """Return a follower on another node, not opened yet."""
+        both = replace(SHARD, node_ids=(*SHARD.node_ids, NodeId("n2")))
+        return Follower(self._ports("n2", boot), GALLERY, both)
+
+    def _ports(self, node: str, boot: str) -> NodePorts:
+        return NodePorts(
+            claimant=Claimant(NodeId(node), boot),
             coord=self.coord,
             store=self.store,
             clock=SystemClock(),
@@ -62,6 +67,11 @@ class EngineWorld:
             search_thread=self._threads,
             build_thread=self._threads,
         )
+
+    @asynccontextmanager
+    async def primary(self, boot: str) -> AsyncIterator[Primary]:
+        """Lend a serving primary; leaving is the death of its process."""
+        ports = self._ports("n1", boot)
         committer = Committer(
             CommitterPorts(
                 self.coord, self.store, ports.clock, lambda: f"u{next(self._uuids)}", ports.logger

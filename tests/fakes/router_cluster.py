@@ -1,16 +1,18 @@
 """A router on fake nodes and a coordinator in memory, reached over real gRPC."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import numpy as np
+from typing_extensions import override
 
+from bench.chaos.proxy import Link
 from facegrid.api.admin.v1 import admin_service_pb2, admin_service_pb2_grpc
 from facegrid.api.v1 import (
     enrolment_service_pb2,
@@ -21,7 +23,11 @@ from facegrid.api.v1 import (
     identification_service_pb2_grpc,
     types_pb2,
 )
-from facegrid.clock import SystemClock
+from facegrid.clock import Clock, SystemClock
+from facegrid.coord import keys
+from facegrid.coord.port import Put
+from facegrid.format import records
+from facegrid.ids import GalleryName
 from facegrid.rpc.call import call
 from facegrid.rpc.channel import open_channel
 from facegrid.telemetry.log import get_logger
@@ -32,6 +38,22 @@ from router.server import RouterServer
 from router.settings import RouterSettings
 
 DIM = 8
+
+
+class LeapingClock(SystemClock):
+    """Real time, and what the test adds to it between calls."""
+
+    def __init__(self) -> None:
+        self.added_s = 0.0
+
+    @override
+    def now_s(self) -> float:
+        """Return the time with all leaps."""
+        return super().now_s() + self.added_s
+
+    def leap(self, duration_s: float) -> None:
+        """Let time pass at once; whoever sleeps goes on sleeping."""
+        self.added_s += duration_s
 
 
 def settings(**changes: Any) -> RouterSettings:
@@ -46,6 +68,7 @@ class RouterClient:
 
     channel: grpc.aio.Channel
     server: RouterServer
+    address: str
     timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -72,11 +95,12 @@ class RouterClient:
         templates: Sequence[str] | None = None,
         request_id: str = "r1",
         gallery: str = "staff",
+        timeout_s: float | None = None,
     ) -> enrolment_service_pb2.EnrolResponse:
         request = enrol_request(
             x, subjects, templates=templates, request_id=request_id, gallery=gallery
         )
-        return await self.call(self.enrolment.Enrol, request)
+        return await self.call(self.enrolment.Enrol, request, timeout_s)
 
     async def identify(
         self, x: np.ndarray, *, k: int = 3, timeout_s: float | None = None, **fields: Any
@@ -117,14 +141,18 @@ def faces(rows: int, *, seed: int = 1) -> np.ndarray:
 
 @asynccontextmanager
 async def router(
-    coordinator: MemoryCoordinator, *, state_dir: Path | None = None, **changes: Any
+    coordinator: MemoryCoordinator,
+    *,
+    state_dir: Path | None = None,
+    clock: Clock | None = None,
+    **changes: Any,
 ) -> AsyncIterator[RouterClient]:
     """Run a router; leaving stops it gracefully."""
     numbers = count(0x1F00AA23)
     server = RouterServer(
         settings(state_dir=state_dir, **changes),
         coordinator,
-        SystemClock(),
+        clock or SystemClock(),
         new_uid=lambda: f"{next(numbers):08x}",
         logger=get_logger("router"),
     )
@@ -132,9 +160,10 @@ async def router(
     started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     async with asyncio.TaskGroup() as group:
         group.create_task(server.run(stop=stop, started=started.set_result))
-        channel = open_channel(await started)
+        address = await started
+        channel = open_channel(address)
         try:
-            yield RouterClient(channel, server)
+            yield RouterClient(channel, server, address)
         finally:
             await channel.close()
             stop.set()
@@ -147,6 +176,56 @@ class Cluster:
     coordinator: MemoryCoordinator
     nodes: list[FakeNode]
     client: RouterClient
+
+    def copy_rows(self) -> None:
+        """Let followers have what the primaries have, as replication would."""
+        shards = [(name, shard) for node in self.nodes for name, shard in node.shards.items()]
+        for name, shard in shards:
+            for other_name, other in shards:
+                if name == other_name and other.position > shard.position:
+                    shard.rows = dict(other.rows)
+                    shard.position = other.position
+                    shard.answers = dict(other.answers)
+
+    async def move_primaries(self) -> None:
+        """Make the last copy of every shard its primary, as a takeover does."""
+        key = keys.shard_map(GalleryName("staff"))
+        found = await self.coordinator.get(key)
+        assert found is not None
+        present = records.decode_shard_map(found.value)
+        shards = tuple(
+            replace(shard, node_ids=tuple(reversed(shard.node_ids))) for shard in present.shards
+        )
+        newer = replace(present, version=present.version + 1, shards=shards)
+        await self.coordinator.txn([], [Put(key, records.encode_shard_map(newer))])
+
+    @asynccontextmanager
+    async def linked(self, number: int) -> AsyncIterator[Link]:
+        """Put a proxy in front of a node; the link can be held without a word."""
+        node = self.nodes[number]
+        link = Link(node.address)
+        server = await asyncio.start_server(link.serve, "127.0.0.1", 0)
+        before = self.client.server.watcher.topology
+        await node.advertise(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        assert await self.client.server.watcher.changed(before, timeout_s=5)
+        try:
+            yield link
+        finally:
+            server.close()
+            link.heal()
+            link.drop()
+
+    @asynccontextmanager
+    async def patience(self) -> AsyncIterator[None]:
+        """Give up after 30 s."""
+        async with asyncio.timeout(30):
+            yield
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds, which must be within 30 s."""
+        async with asyncio.timeout(30):
+            while not holds():
+                await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=0.01)
 
 
 @asynccontextmanager

@@ -1,11 +1,12 @@
 """A store of a few small objects made with the real encoders: two shards and a codebook.
 
-Shard 0: a manifest at position 2 with one segment of three rows, one of them erased; a log of two
-objects behind it, at positions 3 (enrol) and 4 (erase); and what a zombie left at position 3.
+Shard 0: a manifest at position 2 with one segment of three rows, one of them erased, and the
+journal of that erasure; a log of two objects behind it, at positions 3 (enrol) and 4 (erase); and
+what a zombie left at position 3.
 Shard 1: a log of two objects from the beginning.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from facegrid.coord import keys
 from facegrid.format import digest as digests
 from facegrid.format.checks import sha256_hex
 from facegrid.format.codebook import CodebookArrays, codebook_name, encode_codebook
+from facegrid.format.erasures import erasure_of, journal_objects
 from facegrid.format.log import (
     EnrolRecord,
     EraseRecord,
@@ -48,7 +50,9 @@ from facegrid.format.stored_gallery import (
 )
 from facegrid.ids import KEY_LAST, GalleryName, NodeId, ShardId
 from facegrid.model import Gallery, HashRange, ShardAssignment, ShardMap
+from facegrid.testing.fake_tuning import exact_tuning
 from facegrid.testing.memory_blob import MemoryBlobStore
+from facegrid.tuning import Profile
 from fgctl.meta_file import Meta
 
 DIM = 8
@@ -69,6 +73,7 @@ class Small:
     segment: str
     manifest: str
     codebook: str
+    journal: str
     record: str
     enrol: str
     erase: str
@@ -128,7 +133,7 @@ def small_store() -> Small:
     data = encode_stored_gallery(stored := StoredGallery(gallery(book_sha256), shard_map()))
     record = stored_gallery_name(stored, sha256_hex(data))
     store.objects[record] = data
-    segment, manifest = _flushed(store, book_sha256)
+    segment, manifest, journal = _flushed(store, book_sha256)
     third = add_log(store, FIRST, TRIMMED, [enrol(3, 3)], generation=2, uuid="u3")
     doomed = erase(4, template_ids=["t-3"], subject_ids=["s-1"])
     fourth = add_log(store, FIRST, third, [doomed], generation=2, uuid="u4")
@@ -153,6 +158,7 @@ def small_store() -> Small:
         segment=segment,
         manifest=manifest,
         codebook=codebook_name(UID, book_sha256),
+        journal=journal,
         record=record,
         enrol=log_name(FIRST, third),
         erase=log_name(FIRST, fourth),
@@ -165,7 +171,13 @@ def small_store() -> Small:
 
 def gallery(codebook: str) -> Gallery:
     """Return the settings of the gallery."""
-    return Gallery(GalleryName("g"), UID, DIM, "x@1", 2, 1, 0, codebook)
+    plain = Gallery(GalleryName("g"), UID, DIM, "x@1", 2, 1, 0, codebook)
+    return replace(
+        plain,
+        profile=Profile.FAST,
+        miss_rate_max=0.01,
+        tuning=exact_tuning(plain, mates_count_max=0),
+    )
 
 
 def shard_map() -> ShardMap:
@@ -176,8 +188,8 @@ def shard_map() -> ShardMap:
     )
 
 
-def _flushed(store: MemoryBlobStore, codebook: str) -> tuple[str, str]:
-    """Store the first shard's segment and manifest; return their names."""
+def _flushed(store: MemoryBlobStore, codebook: str) -> tuple[str, str, str]:
+    """Store the first shard's segment, manifest and journal; return their names."""
     ids = [("s-0", "t-0"), ("s-1", "t-1"), ("s-1", "t-2")]
     rows = codes(0, 1, 2)
     data = encode_segment(
@@ -192,13 +204,17 @@ def _flushed(store: MemoryBlobStore, codebook: str) -> tuple[str, str]:
     for (subject_id, template_id), row in zip(ids[1:], rows[1:], strict=True):
         one = digests.row_digest(subject_id, template_id, row.tobytes())
         digest = digests.add(digest, one)
+    gone = erasure_of(UID, erase(2, template_ids=[], subject_ids=["s-0"]))
+    (journal,) = journal_objects(FIRST, None, [gone], last_position=2)
+    store.objects[journal.name] = journal.data
     manifest = encode_manifest(
         Manifest(
             FIRST, RANGES[0], DIM, 2, 1, TRIMMED,
             (ManifestSegment(sha256, 3, np.array([True, False, False])),),
             (RememberedRequest("r-1", bytes(16), 1, 3),), digests.to_bytes(digest), 2,
+            journal.ref,
         )
     )  # fmt: skip
     name = manifest_name(FIRST, sha256_hex(manifest))
     store.objects[name] = manifest
-    return segment_name(FIRST, sha256), name
+    return segment_name(FIRST, sha256), name, journal.name

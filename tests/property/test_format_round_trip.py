@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from facegrid import limits
 from facegrid.api.storage.v1 import storage_pb2
 from facegrid.errors import CorruptError, InvalidError
-from facegrid.format import codebook, frame, log, manifest, records, segment
+from facegrid.format import (
+    codebook,
+    erasures,
+    frame,
+    log,
+    manifest,
+    operations,
+    records,
+    segment,
+    sources,
+)
 from facegrid.ids import KEY_LAST, GalleryName, NodeId, ShardId
 from facegrid.model import Gallery, HashRange, NodeInfo, ShardAssignment, ShardMap
 
@@ -43,12 +53,35 @@ def log_refs(draw: st.DrawFn, *, generation_max: int = 2**62, last: int = 0) -> 
 
 
 @st.composite
+def loaded_segments(draw: st.DrawFn) -> log.LoadedSegment:
+    rows = draw(st.integers(1, 40))
+    unchanged = draw(st.none() | st.lists(st.booleans(), min_size=rows, max_size=rows))
+    mask = None if unchanged is None else np.array(unchanged, np.bool_)
+    return log.LoadedSegment(draw(SHA256), rows, mask)
+
+
+SOURCES = st.builds(sources.SourcePosition, IDS.map(ShardId), st.integers(1, 2**62))
+
+
+@st.composite
 def log_records(draw: st.DrawFn, position: int) -> log.LogRecord:
     request_id, digest, written = draw(IDS), draw(DIGESTS), draw(COUNTS)
-    if draw(st.booleans()):
+    source = draw(st.none() | SOURCES)
+    kind = draw(st.sampled_from(["enrol", "erase", "load"]))
+    if kind == "erase":
         return log.EraseRecord(
-            position, request_id, digest, written, draw(ID_LISTS), draw(ID_LISTS)
+            position,
+            request_id,
+            digest,
+            written,
+            draw(ID_LISTS),
+            draw(ID_LISTS),
+            source,
+            draw(st.none() | st.builds(HashRange, st.integers(0, 9), st.integers(9, KEY_LAST))),
         )
+    if kind == "load":
+        loaded = draw(st.lists(loaded_segments(), max_size=3))
+        return log.LoadRecord(position, request_id, digest, written, loaded, source)
     template_ids = draw(ID_LISTS)
     rows = len(template_ids)
     return log.EnrolRecord(
@@ -60,6 +93,7 @@ def log_records(draw: st.DrawFn, position: int) -> log.LogRecord:
         draw(st.lists(IDS, min_size=rows, max_size=rows)),
         int8_rows(rows, draw(DIMS), draw(st.integers(0, 99))),
         draw(COUNTS),
+        source,
     )
 
 
@@ -88,6 +122,7 @@ def segments(draw: st.DrawFn) -> segment.Segment:
         int8_rows(rows, dim, seed),
         generation=draw(st.integers(0, 9)),
         position=draw(st.integers(0, 9)),
+        load_id=draw(st.sampled_from(["", "a" * 32])),
     )
     if draw(st.booleans()):
         return plain
@@ -129,6 +164,17 @@ def manifests(draw: st.DrawFn) -> manifest.Manifest:
         requests=tuple(requests),
         digest=draw(DIGESTS),
         templates_count=sum(int(np.count_nonzero(~one.erased)) for one in held),
+        journal=(
+            None
+            if ref is None
+            else draw(
+                st.none()
+                | st.builds(erasures.JournalRef, st.integers(1, ref.last_position), SHA256)
+            )
+        ),
+        sources=tuple(
+            sorted(draw(st.lists(SOURCES, max_size=3, unique_by=lambda one: one.shard_id)))
+        ),
     )
 
 
@@ -147,6 +193,7 @@ def codebooks(draw: st.DrawFn) -> codebook.CodebookArrays:
         pq=rng.standard_normal((dim // 4, 2**bits, 4), np.float32),
         sample_count=draw(COUNTS),
         seed=draw(st.integers(0, 2**64 - 1)),
+        coding_error=draw(st.floats(0, 2)),
     )
 
 
@@ -154,12 +201,48 @@ def codebooks(draw: st.DrawFn) -> codebook.CodebookArrays:
 def shard_maps(draw: st.DrawFn) -> ShardMap:
     cuts = draw(st.lists(st.integers(1, KEY_LAST), unique=True, max_size=4).map(sorted))
     starts, ends = [0, *cuts], [*(cut - 1 for cut in cuts), KEY_LAST]
-    nodes = st.lists(IDS.map(NodeId), min_size=1, max_size=3).map(tuple)
     assigned = tuple(
-        ShardAssignment(ShardId(f"g.0.{number}"), HashRange(*ends_of), draw(nodes))
+        ShardAssignment(ShardId(f"g.0.{number}"), HashRange(*ends_of), *draw(holders()))
         for number, ends_of in enumerate(zip(starts, ends, strict=True))
     )
-    return ShardMap(GalleryName("staff"), draw(IDS), draw(GENERATIONS), assigned)
+    pending = draw(st.just(()) | children(assigned))
+    made = len(assigned) + len(pending)
+    made_count = draw(st.integers(made, made + 9))
+    return ShardMap(
+        GalleryName("staff"), draw(IDS), draw(GENERATIONS), assigned, pending, made_count
+    )
+
+
+@st.composite
+def holders(draw: st.DrawFn) -> tuple[tuple[NodeId, ...], tuple[NodeId, ...]]:
+    """Nodes that serve a shard, and others that join it."""
+    found = draw(st.lists(IDS.map(NodeId), min_size=1, max_size=5, unique=True))
+    serving = draw(st.integers(1, len(found)))
+    return tuple(found[:serving]), tuple(found[serving:])
+
+
+@st.composite
+def children(
+    draw: st.DrawFn, assigned: tuple[ShardAssignment, ...]
+) -> tuple[ShardAssignment, ...]:
+    """What is to take the place of one or more neighbours: one shard, or two."""
+    first = draw(st.integers(0, len(assigned) - 1))
+    last = draw(st.integers(first, len(assigned) - 1))
+    sources = tuple(shard.shard_id for shard in assigned[first : last + 1])
+    begin, end = assigned[first].range.first, assigned[last].range.last
+    firsts = [begin]
+    if begin < end and draw(st.booleans()):
+        firsts.append(draw(st.integers(begin + 1, end)))
+    lasts = [*(one - 1 for one in firsts[1:]), end]
+    return tuple(
+        ShardAssignment(
+            ShardId(f"g.0.{len(assigned) + number}"),
+            HashRange(*ends_of),
+            *draw(holders()),
+            sources=sources,
+        )
+        for number, ends_of in enumerate(zip(firsts, lasts, strict=True))
+    )
 
 
 GALLERIES = st.builds(
@@ -173,6 +256,7 @@ GALLERIES = st.builds(
     COUNTS,
     st.just("") | SHA256,
     COUNTS,
+    retrained_unix_ms=COUNTS,
 )
 
 
@@ -249,10 +333,79 @@ CODECS = {
         storage_pb2.ManifestPointer,
     ),
     "dropped": Codec(
-        st.builds(records.Dropped, IDS.map(ShardId), IDS, st.lists(IDS.map(NodeId)).map(tuple)),
+        st.builds(
+            records.Dropped,
+            IDS.map(ShardId),
+            IDS,
+            st.lists(IDS.map(NodeId)).map(tuple),
+            st.booleans(),
+        ),
         records.encode_dropped,
         records.decode_dropped,
         storage_pb2.DroppedRecord,
+    ),
+}
+
+SHARD_IDS = st.integers(0, 9999).map(lambda number: ShardId(f"g.0.{number:04d}"))
+KINDS = st.one_of(
+    st.builds(
+        operations.Replicas,
+        SHARD_IDS,
+        st.lists(IDS.map(NodeId), min_size=1, max_size=5, unique=True).map(tuple),
+    ),
+    st.lists(SHARD_IDS, min_size=3, max_size=3, unique=True).flatmap(
+        lambda ids: st.builds(
+            operations.Split, st.just(ids[0]), st.integers(1, KEY_LAST), st.just((ids[1], ids[2]))
+        )
+    ),
+    st.lists(SHARD_IDS, min_size=3, max_size=6, unique=True).map(
+        lambda ids: operations.Merge(tuple(ids[1:]), ids[0])
+    ),
+)
+CODECS |= {
+    "operation": Codec(
+        st.builds(
+            operations.Operation,
+            IDS,
+            st.just(GalleryName("staff")),
+            IDS,
+            KINDS,
+            st.sampled_from(operations.OperationState),
+            IDS,
+            IDS,
+            IDS,
+            COUNTS,
+            COUNTS,
+            st.lists(IDS.map(NodeId)).map(tuple),
+            COUNTS,
+            st.floats(0, 1e9),
+        ),
+        operations.encode_operation,
+        operations.decode_operation,
+        storage_pb2.OperationRecord,
+    ),
+    "operation lock": Codec(
+        st.builds(operations.OperationLock, IDS),
+        operations.encode_lock,
+        operations.decode_lock,
+        storage_pb2.OperationLock,
+    ),
+    "node mark": Codec(
+        st.builds(operations.NodeMark, IDS.map(NodeId), st.booleans(), COUNTS),
+        operations.encode_mark,
+        operations.decode_mark,
+        storage_pb2.NodeMark,
+    ),
+    "rebalancer": Codec(
+        st.builds(
+            operations.RebalancerSettings,
+            st.booleans(),
+            st.integers(1, 2**32 - 1),
+            st.integers(0, 2**32 - 1),
+        ),
+        operations.encode_rebalancer,
+        operations.decode_rebalancer,
+        storage_pb2.RebalancerSettings,
     ),
 }
 

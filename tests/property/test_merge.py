@@ -99,6 +99,71 @@ def test_many_parts_and_a_small_k_keep_the_best(values: list[float], k: int) -> 
     assert lists_of(merged) == [sorted(everything, key=order)[:k]]
 
 
+@st.composite
+def long_answers(draw: st.DrawFn) -> tuple[int, list[list[list[Row]]]]:
+    """Return lists of which the best are in the front rows, as a rule, and some that are not even
+    in order. Few different scores: so many are equal, at the cut too.
+    """
+    probes, parts = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    levels = draw(st.sampled_from([2, 40, 10_000]))
+    in_order = draw(st.booleans())
+    made: list[list[list[Row]]] = []
+    for part in range(parts):
+        lists = []
+        for _ in range(probes):
+            values = rng.integers(-levels, levels, rng.integers(0, 60)).astype(np.float32) / 16384
+            found = [
+                (float(value), f"s{rng.integers(9)}-{part}-{row}", "t")
+                for row, value in enumerate(values)
+            ]
+            lists.append(sorted(found, key=order) if in_order else found)
+        made.append(lists)
+    return probes, made
+
+
+@given(long_answers(), st.integers(1, 20), st.sampled_from([-2.0, 0.0, 0.1]))
+def test_long_lists_and_a_small_k_keep_the_best_of_each_probe(
+    given_answers: tuple[int, list[list[list[Row]]]], k: int, threshold: float
+) -> None:
+    probes, parts = given_answers
+
+    merged = merging.merge(
+        [part_of(lists) for lists in parts], probes_count=probes, k=k, threshold=threshold
+    )
+
+    reached = np.float32(threshold)
+    assert lists_of(merged) == [
+        [
+            row
+            for row in sorted((row for lists in parts for row in lists[probe]), key=order)
+            if np.float32(row[0]) >= reached
+        ][:k]
+        for probe in range(probes)
+    ]
+
+
+@given(answers(), st.data())
+def test_lists_without_what_is_gone_are_the_others_in_order(
+    given_answers: tuple[int, list[list[list[Row]]]], data: st.DataObject
+) -> None:
+    probes, parts = given_answers
+    merged = merging.merge(
+        [part_of(lists) for lists in parts], probes_count=probes, k=8, threshold=-2.0
+    )
+    first = data.draw(st.integers(0, probes - 1))
+    count = data.draw(st.integers(1, probes - first))
+    names = merged.names(first, count)
+    gone = set(data.draw(st.lists(st.sampled_from(names)))) if names else set()
+
+    left = lists_of(merged.without(gone, first, count))
+
+    assert left == [
+        [row for row in found if row[1:] not in gone]
+        for found in lists_of(merged)[first : first + count]
+    ]
+
+
 @pytest.mark.parametrize(
     ("part", "what"),
     [

@@ -16,6 +16,7 @@ KINDS = {
     "segment": SMALL.segment,
     "codebook": SMALL.codebook,
     "gallery": SMALL.record,
+    "erasure journal": SMALL.journal,
     "log": SMALL.enrol,
     "end of the log": SMALL.erase,
     "orphan": SMALL.zombie,
@@ -102,7 +103,7 @@ async def test_an_older_object_in_the_place_of_a_newer_one_is_found() -> None:
 
 
 async def test_every_object_that_something_refers_to_is_missed() -> None:
-    referred = (SMALL.segment, SMALL.codebook, SMALL.enrol, SMALL.second[0])
+    referred = (SMALL.segment, SMALL.codebook, SMALL.journal, SMALL.enrol, SMALL.second[0])
     for name in referred:
         assert (await problems(with_object(name, None)))[name] == "OBJECT_MISSING"
 

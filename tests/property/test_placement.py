@@ -126,6 +126,21 @@ def test_a_node_that_refused_a_shard_is_not_asked_for_it_again() -> None:
     assert groups == {NodeId("b"): [shard(0, "a", "b")], NodeId("a"): [shard(1, "a", "b")]}
 
 
+@given(st.integers(2, 12), st.integers(0, 20), st.floats(0.5, 1.5))
+def test_a_batch_is_shared_between_nodes_that_are_about_as_fast(
+    nodes_count: int, turn: int, faster: float
+) -> None:
+    """Else one node gets all that it has copies of, and the whole batch waits for it."""
+    nodes = [NodeId(f"n{number:02}") for number in range(nodes_count)]
+    shard_map = placement.place(gallery(4 * nodes_count, replicas=2), live=nodes)
+    loads = {node: fanout.NodeLoad(0.01) for node in nodes}
+    loads[nodes[0]] = fanout.NodeLoad(0.01 * faster)
+
+    groups = fanout.group_by_node(shard_map.shards, loads=loads, avoid={}, turn=turn)
+
+    assert max(map(len, groups.values())) <= 6
+
+
 @given(st.integers(0, 20))
 def test_with_many_replicas_everyone_gets_a_turn(turn: int) -> None:
     nodes = shard(0, "a", "b", "c").node_ids

@@ -64,3 +64,34 @@ def test_no_answer_covers_nothing() -> None:
     assert tiles.coverage([], shards_count=4) == Coverage(
         share=0.0, shards_answered_count=0, shards_count=4, missing=(HashRange(0, KEY_LAST),)
     )
+
+
+@given(tilings(), st.data())
+def test_what_is_unconfirmed_is_a_share_of_the_keys(
+    ranges: list[HashRange], data: st.DataObject
+) -> None:
+    unconfirmed = data.draw(st.lists(st.sampled_from(ranges), unique=True))
+
+    share = tiles.coverage(
+        ranges, shards_count=len(ranges), unconfirmed=unconfirmed
+    ).unconfirmed_share
+
+    assert (share == 0.0) == (not unconfirmed)
+    assert (share == 1.0) == (len(unconfirmed) == len(ranges))
+    assert share == pytest.approx(sum(item.size for item in unconfirmed) / tiles.KEYS_COUNT)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)).map(sorted), max_size=5),
+    st.tuples(st.integers(0, 11), st.integers(0, 11)).map(sorted),
+)
+def test_a_range_is_covered_when_each_of_its_keys_is(
+    pairs: list[list[int]], wanted: list[int]
+) -> None:
+    ranges = [HashRange(*pair) for pair in pairs]
+
+    covered = all(
+        any(one.contains(key) for one in ranges) for key in range(wanted[0], wanted[1] + 1)
+    )
+
+    assert tiles.is_covered(HashRange(*wanted), ranges) == covered

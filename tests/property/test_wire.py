@@ -24,7 +24,12 @@ scores = st.floats(-1, 1, width=32)
 ranges = st.tuples(keys, keys).map(sorted).map(lambda pair: HashRange(*pair))
 tokens = st.builds(Token, st.dictionaries(texts.map(ShardId), positions, max_size=5))
 coverages = st.builds(
-    Coverage, st.floats(0, 1), counts, counts, st.lists(ranges, max_size=3).map(tuple)
+    Coverage,
+    st.floats(0, 1),
+    counts,
+    counts,
+    st.lists(ranges, max_size=3).map(tuple),
+    st.floats(0, 1),
 )
 candidates = st.builds(Candidate, texts, texts, scores, counts)
 galleries = st.builds(

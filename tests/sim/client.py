@@ -15,12 +15,16 @@ from facegrid.errors import (
     InvalidError,
     NotFoundError,
 )
-from facegrid.ids import subject_key
-from facegrid.model import ShardAssignment
+from facegrid.ids import ShardId, subject_key
+from facegrid.model import HashRange, ShardAssignment
 from facegrid.wire import to_wire_vectors
 from indexd.engine.requests import EnrolRequest, EraseRequest, WriteRequest
+from indexd.replica.follower import Follower
+from indexd.replica.shard_copy import ShardCopy
 from tests.sim.loop import Actor
+from tests.sim.parts import message_of, parts_of
 from tests.sim.process import Process, Shared, ask
+from tests.sim.router import RouterView
 from tests.sim.truth import Key, Truth
 from tests.sim.world import Link, World
 
@@ -56,6 +60,10 @@ class Told:
     position: int
 
 
+REFUSED = Told(ShardAssignment(ShardId(""), HashRange(0, 0), ()), 0)
+"""A write that is refused for good."""
+
+
 class Client:
     """One client: one call at a time."""
 
@@ -65,25 +73,30 @@ class Client:
         self.shared = shared
         self.world: World = shared.world
         self.truth = truth
-        self.shards = shards
         self.name = name
-        self.link = Link(self.world, "net", Actor(name), lambda: None, lambda: None)
+        actor = Actor(name)
+        self.link = Link(self.world, "net", actor)
+        self.etcd_link = Link(self.world, "etcd", actor)
+        self.router = RouterView(self.world, shared.etcd, self.etcd_link, shards)
         self.positions: dict[str, int] = {}
         self._writes = 0
+        self._began_s: dict[str, float] = {}
+        """When each write was sent first."""
 
     async def run(self, until_s: float, pause_s: float) -> None:
         """Make random calls until a time."""
         rng, loop = self.world.rng, self.world.loop
         while loop.now_s < until_s:
+            await self.router.look()
             draw = rng.random()
             if draw < 0.40:
                 await self.enrol()
             elif draw < 0.55:
                 await self.erase()
             elif draw < 0.60:
-                await self.get(rng.choice(self.shards))
+                await self.get(rng.choice(self.router.shards))
             else:
-                await self.search(rng.choice(self.shards))
+                await self.search(rng.choice(self.router.shards))
             await self.wait(rng.random() * pause_s)
 
     async def wait(self, duration_s: float) -> None:
@@ -97,7 +110,7 @@ class Client:
     async def enrol(self, shard: ShardAssignment | None = None) -> Told | None:
         """Enrol one to three templates of subjects of one shard."""
         rng = self.world.rng
-        shard = shard or rng.choice(self.shards)
+        shard = shard or rng.choice(self.router.shards)
         subjects = subjects_of(shard)
         chosen = [
             (rng.choice(subjects), f"t{rng.randrange(TEMPLATES)}", rng.randrange(50) // 49)
@@ -115,7 +128,7 @@ class Client:
     async def erase(self) -> Told | None:
         """Erase a subject, or a template id of whoever has it."""
         rng = self.world.rng
-        shard = rng.choice(self.shards)
+        shard = rng.choice(self.router.shards)
         if rng.random() < 0.85:
             ids: tuple[list[str], list[str]] = ([], [rng.choice(subjects_of(shard))])
         else:
@@ -123,36 +136,63 @@ class Client:
         return await self.write(shard, EraseRequest(self._request_id(), *ids))
 
     async def write(self, shard: ShardAssignment, request: WriteRequest) -> Told | None:
-        """Send a write until it is answered; None where its outcome stays open, or it is refused.
+        """Send a write until all of it is answered, by whatever map is in force by then; None
+        where its outcome stays open, or it is refused.
 
         Raises:
             Violation: the answer breaks a promise.
         """
-        self.truth.sent[request.request_id] = request
-        method, message = _message(shard, request)
         loop, rng = self.world.loop, self.world.rng
+        began_s = self._began_s.setdefault(request.request_id, loop.now_s)
         ends_s = loop.now_s + PATIENCE_S
         while loop.now_s < ends_s:
-            target = self._pick(shard.primary)
-            if target is not None:
-                try:
-                    response = await self._ask(target, method, message, WRITE_TIMEOUT_S)
-                except ConflictError as error:
-                    self._require_two_versions(error, request)
+            await self.router.look()
+            self._note_erasure(request)
+            told: Told | None = None
+            refused = False
+            parts = parts_of(request, self.router.shards, shard.range)
+            for one, part in parts:
+                told = await self._send(one, part)
+                if told is None:
+                    break
+                refused = refused or told is REFUSED
+            if told is not None:
+                if refused:
                     return None
-                except InvalidError as error:
-                    self.world.require(False, "a valid write was refused", error)  # noqa: FBT003 - a condition
-                except FacegridError as error:
-                    self.world.note(self.name, "told", request.request_id, error.reason)
-                else:
-                    self.world.note(self.name, "acked", request.request_id, response.position)
-                    self.truth.acknowledged(shard.shard_id, request.request_id, response)
-                    before = self.positions.get(shard.shard_id, 0)
-                    self.positions[shard.shard_id] = max(before, response.position)
-                    return Told(shard, response.position)
+                for key in _rows_of(request):
+                    self.truth.wanted[key] = max(began_s, self.truth.wanted.get(key, 0.0))
+                return told
             await self.wait(0.02 + rng.random() * 0.3)
         self.world.count("outcomes left open")
         return None
+
+    async def _send(self, shard: ShardAssignment, part: Any) -> Told | None:
+        """Send what one shard is asked; None where it is not answered."""
+        self.truth.sent[shard.shard_id, part.request_id] = part
+        method, message = message_of(shard, part, DIM)
+        target = self._pick(shard.primary, 0.8)
+        if target is None:
+            return None
+        try:
+            response = await self._ask(target, method, message, WRITE_TIMEOUT_S)
+        except ConflictError as error:
+            self._require_two_versions(error, part)
+            return REFUSED
+        except InvalidError as error:
+            self.world.require(False, "a valid write was refused", error)  # noqa: FBT003 - a condition
+        except FacegridError as error:
+            self.world.note(self.name, "told", part.request_id, error.reason)
+            return None
+        self.world.note(self.name, "acked", part.request_id, response.position)
+        self.truth.acknowledged(shard.shard_id, part.request_id, response)
+        before = self.positions.get(shard.shard_id, 0)
+        self.positions[shard.shard_id] = max(before, response.position)
+        return Told(shard, response.position)
+
+    def _note_erasure(self, request: WriteRequest) -> None:
+        if isinstance(request, EraseRequest):
+            ids = (*request.subject_ids, *request.template_ids)
+            self.truth.unwanted |= dict.fromkeys(ids, self.world.loop.now_s + WRITE_TIMEOUT_S)
 
     def _require_two_versions(self, error: ConflictError, request: WriteRequest) -> None:
         """Checker 1: a conflict is with something that was once sent."""
@@ -163,9 +203,11 @@ class Client:
             for s, t, codes in zip(sent.subject_ids, sent.template_ids, sent.codes, strict=True)
             if sent.request_id != request.request_id
         }
+        loaded = set().union(*self.truth.loaded.values())
         assert isinstance(request, EnrolRequest), "erasures contradict nothing"
         pairs = zip(request.subject_ids, request.template_ids, strict=True)
-        self.world.require(any(key in versions for key in pairs), "a conflict with nothing", error)
+        known = versions.keys() | loaded
+        self.world.require(any(key in known for key in pairs), "a conflict with nothing", error)
         self.world.count("conflicts")
 
     # Reads
@@ -180,16 +222,22 @@ class Client:
         data = self.truth.shard(shard_id).live.get(probe)
         codes = np.frombuffer(data, np.int8)[None, :] if data else CODES[(*probe, 0)]
         position_min = self.positions.get(shard_id, 0) if rng.random() < 0.7 else 0
+        target = target or self._pick(rng.choice(shard.node_ids))
+        if target is None:
+            return None
         request = pb.SearchRequest(
-            shards=[pb.SearchRequest.Shard(shard_id=shard_id, position_min=position_min)],
+            shards=[
+                pb.SearchRequest.Shard(
+                    shard_id=shard_id,
+                    position_min=position_min,
+                    trust=self.router.trust(shard_id, target.node_id),
+                )
+            ],
             probes=_wire(codes),
             k=SUBJECTS,
             threshold=-1.0,
         )
         asked_s = self.world.loop.now_s
-        target = target or self._pick(rng.choice(shard.node_ids))
-        if target is None:
-            return None
         try:
             response = await self._ask(target, "Search", request, READ_TIMEOUT_S)
         except FacegridError as error:
@@ -199,9 +247,9 @@ class Client:
             self.world.count("searches refused")
             return None
         found = list(zip(response.subject_ids, response.template_ids, strict=True))
-        self._check(target, shard_id, found, asked_s)
+        self._check(target, shard_id, found, None if _unconfirmed(response) else asked_s)
         copy = target.node.copies.get(shard.shard_id)
-        if copy is not None:
+        if copy is not None and not _guessed(copy):
             self.truth.acknowledged_is_found(copy, found, position_min, probe if live else None)
         self.world.note(self.name, "found", target.name, sorted(found))
         self.world.count("searches answered")
@@ -217,6 +265,7 @@ class Client:
             shard_id=shard.shard_id,
             template_id="t1",
             position_min=self.positions.get(shard.shard_id, 0),
+            trust=self.router.trust(shard.shard_id, target.node_id),
         )
         try:
             response = await self._ask(target, "Get", request, READ_TIMEOUT_S)
@@ -227,25 +276,32 @@ class Client:
             return
         rows = response.rows
         found = list(zip(rows.subject_ids, rows.template_ids, strict=True))
-        self._check(target, shard.shard_id, found, asked_s)
+        self._check(target, shard.shard_id, found, None if response.unconfirmed else asked_s)
 
-    def _check(self, target: Process, shard_id: Any, found: list[Key], asked_s: float) -> None:
+    def _check(
+        self, target: Process, shard_id: Any, found: list[Key], confirmed_s: float | None
+    ) -> None:
+        """Check an answer to what was asked at a time, None if it is not confirmed."""
         copy = target.node.copies.get(shard_id)
-        if copy is not None:
+        if copy is not None and not _guessed(copy):
             self.truth.equal_at_its_position(target.name, copy)
-            self.truth.erased_stays_away(copy, found, asked_s, target)
+        if confirmed_s is None:
+            self.world.count("unconfirmed answers")
+        else:
+            self.truth.erased_stays_away(shard_id, found, confirmed_s, target.name)
+            self.truth.only_who_is_named_is_confirmed(shard_id, target.node_id)
 
     def _check_damage(self, error: FacegridError) -> None:
         """Checker 10: nobody complains of damage where nothing was damaged."""
         damaged = not isinstance(error, CorruptError) or self.truth.damaged
         self.world.require(damaged, "intact bytes were called damaged", error)
 
-    def _pick(self, node_id: str) -> Process | None:
-        """Return one of a node's processes, mostly the newest."""
+    def _pick(self, node_id: str, newest: float = 0.4) -> Process | None:
+        """Return one of a node's processes: with this probability the newest, else any."""
         living = self.shared.living(node_id)
         if not living:
             return None
-        return living[-1] if self.world.rng.random() < 0.7 else self.world.rng.choice(living)
+        return living[-1] if self.world.rng.random() < newest else self.world.rng.choice(living)
 
     async def _ask(self, target: Process, method: str, request: Any, timeout_s: float) -> Any:
         return await ask(
@@ -262,6 +318,15 @@ class Client:
         return f"{self.name}-{self._writes}"
 
 
+def _guessed(copy: ShardCopy) -> bool:
+    """Tell whether a copy was opened without etcd: it may have what was never committed."""
+    return isinstance(copy, Follower) and copy.guessed
+
+
+def _unconfirmed(response: pb.SearchResponse) -> bool:
+    return any(item.unconfirmed for item in response.searched)
+
+
 def subjects_of(shard: ShardAssignment) -> list[str]:
     """Return the subjects that fall into a shard."""
     return [f"s{s}" for s in range(SUBJECTS) if shard.range.contains(subject_key(f"s{s}"))]
@@ -272,21 +337,7 @@ def _wire(codes: vectors.Int8) -> types_pb2.Vectors:
     return to_wire_vectors(vectors.dequantize(codes))
 
 
-def _message(shard: ShardAssignment, request: WriteRequest) -> tuple[str, Any]:
-    """Return the method for a write, and the message that asks for it."""
-    if isinstance(request, EraseRequest):
-        return "Erase", pb.EraseRequest(
-            shard_id=shard.shard_id,
-            request_id=request.request_id,
-            template_ids=request.template_ids,
-            subject_ids=request.subject_ids,
-        )
-    rows = pb.StoredRows(
-        template_ids=request.template_ids,
-        subject_ids=request.subject_ids,
-        codes=request.codes.tobytes(),
-        dim=DIM,
-    )
-    return "Append", pb.AppendRequest(
-        shard_id=shard.shard_id, request_id=request.request_id, rows=rows
-    )
+def _rows_of(request: WriteRequest) -> list[Key]:
+    if not isinstance(request, EnrolRequest):
+        return []
+    return list(zip(request.subject_ids, request.template_ids, strict=True))

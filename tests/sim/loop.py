@@ -251,7 +251,7 @@ class SimLoop(asyncio.AbstractEventLoop):
             for _ in range(5):
                 try:
                     coroutine.close()
-                except (RuntimeError, ValueError):
+                except (RuntimeError, ValueError, BaseExceptionGroup):
                     continue
                 break
         for _, _, timer in self._timers:

@@ -1,19 +1,20 @@
 """A node as a simulated process: the real parts of indexd on simulated ports."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from typing_extensions import override
 
 from facegrid.blob.port import BlobStore
 from facegrid.coord.lease import Registration
+from facegrid.coord.port import KeyValue
 from facegrid.errors import DeadlineError, FacegridError, FencedError, UnavailableError
-from facegrid.ids import NodeId
+from facegrid.ids import NodeId, ShardId
 from facegrid.model import NodeInfo, ShardAssignment
 from facegrid.rpc.pool import ChannelPool
 from facegrid.telemetry.log import Logger
@@ -21,10 +22,16 @@ from facegrid.testing.memory_blob import MemoryBlobStore
 from indexd.engine.requests import Outcome
 from indexd.replica.codebooks import Codebooks
 from indexd.replica.committer import Committer, CommitterPorts
+from indexd.replica.confirmation import Confirmation
+from indexd.replica.dropping import DropRules
 from indexd.replica.fence import Claimant
+from indexd.replica.mirrors import Asker, Mirrors
 from indexd.replica.node import Node
+from indexd.replica.policy import NodePolicy
+from indexd.replica.primary import Primary
 from indexd.replica.shard_copy import NodePorts
 from indexd.replica.spread import Spread
+from indexd.replica.takeover import Rules
 from indexd.replica.trainer import Trainer, TrainerPorts
 from indexd.replica.view import View
 from indexd.replica.writer import PendingGroup, ShardWriter
@@ -35,6 +42,17 @@ from tests.sim.world import Link, SimClock, World
 
 LEASE_TTL_S = 4
 ERASED_REWRITE_S = 3.0
+COUNTED = ("repacked",)
+"""Events of the log that are counted."""
+UNHEARD_OF = ("not repacked",)
+"""Events of the log that tell of a bug."""
+RESTORED_SHARE = 0.3
+SILENT_S = 10.0
+"""A call whose other side is gone ends after this time, whatever time it was given: connections
+are kept alive by pings."""
+POLICY = NodePolicy(
+    ERASED_REWRITE_S, Rules(patience_s=0.5, calm_s=2.0), DropRules(patience_s=0.5, again_s=1.0)
+)
 
 
 @dataclass(eq=False)
@@ -67,8 +85,6 @@ class Process:
         self.context = copy_context()
         self.context.run(ACTOR.set, self.actor)
         self.clock = SimClock(self.world)
-        self.hears_since_s = self.world.loop.now_s
-        """Since when it runs and reaches etcd without a break."""
         self.links = {
             service: Link(self.world, service, self.actor, self.crash, self.stall)
             for service in ("etcd", "store", "net")
@@ -94,6 +110,11 @@ class Process:
         search, build = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         pool = SimPool(self)
         view = View()
+        if world.chance(RESTORED_SHARE):
+            # As if etcd had not answered at the start, and what it told once was on the disk.
+            world.count("starts from a saved view")
+            for before in [p for p in self.shared.processes.values() if p.node_id == self.node_id]:
+                view.restore(before.node.view.items.values())
 
         def new_uuid() -> str:
             return f"{self.name}-{world.rng.getrandbits(48):012x}"
@@ -111,10 +132,20 @@ class Process:
             logger=logger,
             search_thread=search,
             build_thread=build,
+            readers_grace_s=world.rng.choice((0.0, 0.5)),
         )
         trainer = Trainer(TrainerPorts(coord, clock, pool, Codebooks(store), build, 1), view)
-        node = Node(ports, committer, trainer, view, erased_rewrite_s=ERASED_REWRITE_S)
+        mirrors = Mirrors(
+            Asker(pool, view), clock, logger, lambda: f"{world.rng.getrandbits(48):012x}"
+        )
+        node = Node(ports, committer, trainer, view, policy=POLICY, mirrors=mirrors)
+        if not world.controls.map_confirms:
+            node._confirmation.__class__ = TrustingConfirmation
         waiting = Spread if world.controls.erase_waits else HastySpread
+        if not world.controls.claim_waits:
+            waiting = ForgetfulSpread
+        if not world.controls.joining_waits:
+            waiting = NarrowSpread
         spread = waiting(pool, clock, view)
         service = ShardService(ServicePorts(claimant, clock, search, spread), node, trainer)
         info = NodeInfo(self.node_id, self.name, self.name)
@@ -179,14 +210,12 @@ class Process:
         self.world.note(self.name, "pause")
         self.world.count("pauses")
         self.world.loop.pause(self.actor)
-        self.hears_since_s = float("inf")
 
     def resume(self) -> None:
         """Go on."""
         if self.actor.paused:
             self.world.note(self.name, "resume")
             self.world.loop.resume(self.actor)
-            self.hears_since_s = self.world.loop.now_s
 
     def stall(self) -> None:
         """Stand still for some seconds, in which another process may be started in its place."""
@@ -201,15 +230,11 @@ class Process:
         self.world.note(self.name, "cut", service)
         self.world.count("cuts")
         self.links[service].cut = True
-        if service == "etcd":
-            self.hears_since_s = float("inf")
 
     def heal(self) -> None:
         """Reach everything again."""
-        if self.links["etcd"].cut:
-            self.hears_since_s = self.world.loop.now_s
         for link in self.links.values():
-            link.cut = False
+            link.cut = link.deaf = False
 
 
 def _first(several: BaseException | None) -> BaseException | None:
@@ -234,8 +259,34 @@ class HastySpread(Spread):
     """A negative control: does not wait for followers."""
 
     @override
-    async def wait(self, assignment: ShardAssignment, position: int) -> None:
+    async def wait(self, primary: Primary, position: int, asked: ShardAssignment) -> None:
         return
+
+
+class ForgetfulSpread(Spread):
+    """A negative control: waits for followers, but not for those who were the primary before."""
+
+    @override
+    async def wait(self, primary: Primary, position: int, asked: ShardAssignment) -> None:
+        primary.forerunners.alone_from_s = float("-inf")
+        await super().wait(primary, position, asked)
+
+
+class NarrowSpread(Spread):
+    """A negative control: waits for copies that serve by the present map, and for no others."""
+
+    @override
+    def _holders(self, primary: Primary, asked: ShardAssignment) -> Sequence[NodeId]:
+        primary.forerunners.until_s.clear()
+        return primary.assignment.node_ids
+
+
+class TrustingConfirmation(Confirmation):
+    """A negative control: confirms copies by their tips and claims, whatever the map says."""
+
+    @override
+    async def _searched(self, head: KeyValue | None, uid: str) -> frozenset[ShardId]:
+        return frozenset(self._copies)
 
 
 # Calls between processes
@@ -253,6 +304,7 @@ async def ask(
     world = shared.world
     if timeout_s <= 0:
         raise DeadlineError("no time left")
+    timeout_s = min(timeout_s, SILENT_S)
     answer = world.loop.create_future()
     deadline_s = world.loop.now_s + timeout_s
     late = world.loop.call_at(deadline_s, _expire, answer)
@@ -326,10 +378,17 @@ class SimContext:
         return "sim"
 
 
+class Caller(Protocol):
+    """Whoever calls nodes."""
+
+    shared: Shared
+    links: dict[str, Link]
+
+
 class SimPool(ChannelPool):
     """Channels of one process to the others."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: "Caller") -> None:
         super().__init__()
         self._process = process
 
@@ -342,9 +401,12 @@ class SimPool(ChannelPool):
 class SimChannel:
     """Hands out methods that go through the simulated network."""
 
-    def __init__(self, process: Process, address: str) -> None:
+    def __init__(self, process: "Caller", address: str) -> None:
         self._process = process
         self._address = address
+
+    def unary_stream(self, _path: str, **_rest: Any) -> None:
+        """Streams are asked for by nobody here."""
 
     def unary_unary(self, path: str, **_rest: Any) -> Callable[..., Any]:
         """Return a method."""
@@ -367,7 +429,11 @@ def sim_logger(world: World, name: str) -> Logger:
     """Return a logger that writes into the run's history."""
 
     def take(_logger: object, method: str, event: Any) -> Any:
-        world.note(name, method, event.pop("event"), sorted(event.items()))
+        what = event.pop("event")
+        world.note(name, method, what, sorted(event.items()))
+        if what in COUNTED:
+            world.count(f"times {what}")
+        world.require(what not in UNHEARD_OF, "a copy came to other rows", name, event)
         raise structlog.DropEvent
 
     logger: Logger = structlog.wrap_logger(

@@ -35,10 +35,13 @@ def main() -> int:
     parser.add_argument("--seeds", default="1-100", help="7 or 1-100 or 1,2,5-9")
     parser.add_argument("--part", default="0/1", help="play the seeds whose rank modulo n is i")
     parser.add_argument("--flips", action="store_true", help="flip bits of stored objects")
+    parser.add_argument("--loads", action="store_true", help="let a loader load, too")
+    parser.add_argument("--deaf", action="store_true", help="move copies beside deaf processes")
+    parser.add_argument("--splits", action="store_true", help="split and merge shards")
     parser.add_argument("--trace", action="store_true", help="print what led to a failure")
     parser.add_argument("--keep-going", action="store_true", help="play the rest after a failure")
     parser.add_argument("--digests", action="store_true", help="print what stands for each run")
-    parser.add_argument("--without", default="", help="fencing, commit_before_ack or erase_waits")
+    parser.add_argument("--without", default="", help="a field of Controls, such as fencing")
     given = parser.parse_args()
     controls = Controls(**{given.without: False}) if given.without else Controls()
     # Of what killed processes never came to do.
@@ -51,7 +54,15 @@ def main() -> int:
     part, parts = map(int, given.part.split("/"))
     for number, seed in enumerate(seeds_of(given.seeds)[part::parts]):
         try:
-            result = run_seed(seed, controls=controls, flips=given.flips, keep_trace=given.trace)
+            result = run_seed(
+                seed,
+                controls=controls,
+                flips=given.flips,
+                loads=given.loads,
+                deaf=given.deaf,
+                splits=given.splits,
+                keep_trace=given.trace,
+            )
         except FAILURES as error:
             failed.append(seed)
             say(f"{seed}: {_line(error)}")

@@ -88,7 +88,7 @@ class SimWatch:
         if self._behind or not change.key.startswith(self._prefix) or self._link.actor.dead:
             return
         world = self._link.world
-        if self._link.cut or world.chance(0.02):
+        if self._link.cut or self._link.deaf or world.chance(0.02):
             # The stream breaks here. What was on its way may or may not come.
             self._behind = True
             world.loop.in_world(0.2 + world.rng.random(), self._relist)
@@ -101,7 +101,7 @@ class SimWatch:
         world = self._link.world
         if self._link.actor.dead:
             return
-        if self._link.cut or not self._etcd.reachable:
+        if self._link.cut or self._link.deaf or not self._etcd.reachable:
             world.loop.in_world(0.5, self._relist)
             return
         self._behind = False
@@ -129,6 +129,14 @@ class SimCoordinator:
     async def list(self, prefix: str, *, timeout_s: float = 5.0) -> Snapshot:
         """Return all keys of a prefix. See Coordinator."""
         return await self._call("list", timeout_s, lambda: at_once(self._etcd.list(prefix)))
+
+    async def get_many(
+        self, names: Sequence[str], *, heads: Sequence[str] = (), timeout_s: float = 5.0
+    ) -> Snapshot:
+        """Return several keys. See Coordinator."""
+        return await self._call(
+            "get many", timeout_s, lambda: at_once(self._etcd.get_many(names, heads=heads))
+        )
 
     async def txn(
         self,
@@ -203,6 +211,8 @@ class SimStore:
 
     async def list(self, prefix: str) -> Sequence[str]:
         """Return names. See BlobStore."""
+        if prefix.endswith("/loads/") and not self._link.world.controls.pins:
+            return []
         return await self._link.call(
             "names", lambda: at_once(self._shared.list(prefix)), STORE_TIMEOUT_S
         )

@@ -23,6 +23,14 @@ class Controls:
     fencing: bool = True
     commit_before_ack: bool = True
     erase_waits: bool = True
+    pins: bool = True
+    claim_waits: bool = True
+    joining_waits: bool = True
+    map_confirms: bool = True
+    cutover_guards: bool = True
+    follows: bool = True
+    children_wait: bool = True
+    inherits: bool = True
 
 
 @dataclass(slots=True)
@@ -88,6 +96,25 @@ class World:
             )
 
 
+class OuterClock:
+    """Time as etcd sees it."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        self._loop = loop
+
+    def now_s(self) -> float:
+        """Return the loop's time."""
+        return self._loop.now_s
+
+    def unix_ms(self) -> int:
+        """Return milliseconds."""
+        return round(self._loop.now_s * 1000)
+
+    async def sleep(self, duration_s: float) -> None:
+        """Nobody sleeps by this clock."""
+        raise NotImplementedError
+
+
 class SimClock:
     """A process's clock: its own zero, its own speed, a wall clock that may jump."""
 
@@ -128,9 +155,18 @@ class Link:
     world: World
     service: str
     actor: Actor
-    crash: Callable[[], None]
-    stall: Callable[[], None]
+    crash: Callable[[], None] | None = None
+    """What lets the process die, or stand still; None: it does neither."""
+    stall: Callable[[], None] | None = None
     cut: bool = False
+    deaf: bool = False
+    """Whether watches tell of nothing, though reads are answered."""
+    slow_s: float = 0.0
+    """How much longer a transaction may take on its way there."""
+
+    def mend(self) -> None:
+        """Reach it again."""
+        self.cut = False
 
     async def call(self, name: str, perform: Callable[[], T], timeout_s: float) -> T:
         """Carry something out over there, with what the faults make of it."""
@@ -141,6 +177,8 @@ class Link:
         future = loop.create_future()
         there_s = rng.random() * faults.delay_s
         back_s = rng.random() * faults.delay_s
+        if self.slow_s and name == "txn":
+            there_s += (1 + 3 * rng.random()) / 4 * self.slow_s
         if world.chance(faults.slow):
             there_s += rng.random() * timeout_s / 2
         draw = rng.random()
@@ -178,11 +216,12 @@ class Link:
                 world.loop.in_world(answer[1], _refuse, answer[0], error)
             return
         world.note(self.actor.name, name, "lost" if answer is None else "")
-        if not self.actor.dead and world.chance(world.faults[self.service].crash):
+        faults, alive = world.faults[self.service], not self.actor.dead
+        if alive and self.crash is not None and world.chance(faults.crash):
             world.count("crashes in calls")
             self.crash()
             return
-        if not self.actor.dead and world.chance(world.faults[self.service].stall):
+        if alive and self.stall is not None and world.chance(faults.stall):
             world.count("stalls in calls")
             self.stall()
         if answer is not None:

@@ -128,8 +128,34 @@ def test_ci_runs_nothing_that_the_readme_does_not_name() -> None:
 
     commands = [line.removeprefix("exec ") for line in lines if "make" in line]
 
-    assert commands == ["make test"]
+    assert commands == ["make test", "make chaos SEED=1 MINUTES=5"]
     assert f"\n{commands[0]}\n" in README
+    assert f"`{commands[1]}`" in " ".join(README.split())
+
+
+def test_every_row_of_the_fault_matrix_has_its_tests_or_a_reason() -> None:
+    """A row names tests that exist and bear its number, or says why it is not played."""
+    text = (ROOT / "docs" / "TESTING.md").read_text(encoding="utf-8")
+    table = text.partition("## The fault matrix")[2].partition("\n## ")[0]
+    tests = {
+        name
+        for path in (ROOT / "tests" / "chaos").glob("test_rows_*.py")
+        for name in re.findall(r"^def (test_row_\w+)", path.read_text(), re.MULTILINE)
+    }
+    rows: dict[int, str] = {}
+    line = re.compile(r"^\| (\d+)(?: to (\d+))? \|.*\| (.+) \|$", re.MULTILINE)
+    for first, last, shown in line.findall(table):
+        rows |= dict.fromkeys(range(int(first), int(last or first) + 1), shown)
+    named = {name for shown in rows.values() for name in re.findall(r"test_row_\w+", shown)}
+
+    assert sorted(rows) == list(range(1, 36))
+    assert named == tests
+    unplayed = [row for row, shown in rows.items() if "test_row_" not in shown]
+    assert [row for row in unplayed if row <= 24 or row in {32, 34}] == []
+    for row, shown in rows.items():
+        found = re.findall(r"test_row_(\d+)", shown)
+        assert {int(number) for number in found} <= {row}
+        assert found or "not played: " in shown or "/test_failpoints_reshard.py`" in shown
 
 
 def test_the_version_is_the_same_everywhere() -> None:
@@ -146,3 +172,28 @@ def test_programs_in_the_readme_are_python() -> None:
     assert len(programs) == 1
     for program in programs:
         compile(program, "README.md", "exec")
+
+
+NAMED = re.compile(r"`((?:[A-Za-z_.]+\.)?(?:test_)?[A-Za-z_]\w*)`")
+"""Code in backticks that is one name, with what it belongs to or without."""
+
+
+@pytest.mark.parametrize("document", ["CONSISTENCY.md", "TESTING.md"])
+def test_every_check_that_a_document_names_exists(document: str) -> None:
+    """Tests by their names; in CONSISTENCY also methods and functions, by Class.name."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    folders = ("facegrid", "indexd", "router", "tools", "bench", "tests")
+    sources = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    defined = set(re.findall(r"^ *(?:async )?def (\w+)", sources, re.MULTILINE))
+    names = {one.rpartition(".")[2] for one in NAMED.findall(text) if "test_" in one}
+    if document == "CONSISTENCY.md":
+        dotted = [one for one in NAMED.findall(text) if "." in one]
+        names |= {one.rpartition(".")[2] for one in dotted if "." in one and "/" not in one}
+        names -= {"md", "py"}
+
+    modules = {path.stem for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    assert sorted(names - defined - modules) == []

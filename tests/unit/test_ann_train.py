@@ -6,9 +6,12 @@ import pytest
 from facegrid import limits, vectors
 from facegrid.errors import InvalidError
 from facegrid.vectors import Float32, Int8
+from indexd.ann import pseudo
 from indexd.ann import train as training
-from indexd.ann.codebook import Codebook, rescored_count
-from indexd.ann.train import miss_rate_bound, train
+from indexd.ann.codebook import WANTED_TYPICAL, Codebook
+from indexd.ann.effort import rows_to_rescore
+from indexd.ann.miss_rate import miss_rate_bound
+from indexd.ann.train import train
 
 DIM = 32
 
@@ -48,14 +51,14 @@ def test_a_small_sample_searches_all_lists_and_rescores_deep() -> None:
     codebook = train(spread_rows(limits.TRAIN_ROWS_MIN, 3), seed=1, threads=1)
 
     assert codebook.nprobe == codebook.nlist
-    assert rescored_count(codebook, 1) >= training.DEPTH_DEFAULT
+    assert rows_to_rescore(codebook.rescore_factor * WANTED_TYPICAL, 1) >= training.DEPTH_DEFAULT
 
 
 def test_lists_are_skipped_where_rows_lie_in_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clusters far apart in the first components; rows differ in the others."""
     monkeypatch.setattr(training, "LIST_ROWS_MIN", 256)
-    monkeypatch.setattr(training, "MATED_MEAN", 0.9)
-    monkeypatch.setattr(training, "MATED_SD", 0.01)
+    monkeypatch.setattr(pseudo, "MATED_MEAN", 0.9)
+    monkeypatch.setattr(pseudo, "MATED_SD", 0.01)
     rng = np.random.default_rng(7)
     near = rng.normal(size=(8192, 128)) + np.repeat(rng.normal(size=(32, 128)), 256, axis=0)
 
@@ -64,7 +67,32 @@ def test_lists_are_skipped_where_rows_lie_in_clusters(monkeypatch: pytest.Monkey
 
     assert (clustered.nlist, clustered.centroids.shape) == (32, (32, 128))
     assert clustered.nprobe <= 16
-    assert spread.nprobe == spread.nlist == training.FULL_NLIST
+    assert clustered.nprobe < spread.nprobe
+
+
+def test_rows_in_all_directions_alike_get_few_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skipping would save nothing, and each list costs every row that is coded a comparison."""
+    monkeypatch.setattr(training, "LIST_ROWS_MIN", 256)
+
+    codebook = train(spread_rows(8192, 8), seed=2, threads=1)
+
+    assert codebook.nprobe == codebook.nlist == training.FULL_NLIST
+
+
+@pytest.mark.parametrize(
+    ("shard_rows", "learnt_count", "nlist"),
+    [(60_000, 65_536, 0), (70_000, 65_536, 16), (12_000_000, 65_536, 2048), (70_000, 500, 0)],
+)
+def test_the_number_of_lists_follows_the_largest_shard(
+    shard_rows: int, learnt_count: int, nlist: int
+) -> None:
+    assert training.pruned_nlist(shard_rows, learnt_count=learnt_count) == nlist
+
+
+def test_a_gallery_outgrows_its_lists() -> None:
+    assert training.lists_fit(16, 4_000_000)
+    assert not training.lists_fit(16, 5_000_000)
+    assert training.lists_fit(1024, 100_000_000)
 
 
 def test_too_few_rows_are_refused() -> None:
@@ -76,7 +104,7 @@ def test_too_few_rows_are_refused() -> None:
 @pytest.mark.parametrize(
     ("misses", "trials", "bound"),
     # Upper 95 % limits of a Poisson mean, from tables: 2.996, 4.744, 7.754, 43.77 (30 seen).
-    [(0, 3000, 2.996 / 3000), (1, 1000, 4.744e-3), (3, 8192, 7.754 / 8192), (30, 1, 40.69)],
+    [(0, 3000, 2.996 / 3000), (1, 1000, 4.744e-3), (3, 8192, 7.754 / 8192), (30, 100, 0.4069)],
 )
 def test_what_was_seen_bounds_the_miss_rate(misses: int, trials: int, bound: float) -> None:
     assert miss_rate_bound(misses, trials) == pytest.approx(bound, rel=1e-3)
@@ -89,7 +117,10 @@ def test_no_trials_prove_nothing() -> None:
 def test_rescored_rows_grow_with_the_wanted_ones() -> None:
     codebook = train(spread_rows(1024, 6), seed=1, threads=1)
 
-    counts = [rescored_count(codebook, wanted) for wanted in (1, 10, 100, 1000, 2048)]
+    counts = [
+        rows_to_rescore(codebook.rescore_factor * WANTED_TYPICAL, wanted)
+        for wanted in (1, 10, 100, 1000, 2048)
+    ]
 
     assert counts == sorted(counts)
     assert all(n >= wanted for n, wanted in zip(counts, (1, 10, 100, 1000, 2048), strict=True))

@@ -103,16 +103,14 @@ def test_a_malformed_subject_is_named_by_its_file_and_line(tmp_path: Path, line:
     assert caught.value.row == 49
 
 
-def test_results_are_named_by_their_second_and_never_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
+def test_results_are_named_by_their_second_and_never_replaced(tmp_path: Path) -> None:
+    def write_it() -> Path:
+        moment_ms = 1_795_000_000_000
+        return report.write("quick", ["it"], unix_ms=moment_ms, results={}, folder=tmp_path)
 
-    path = report.write("quick", ["it"], unix_ms=1_795_000_000_000, results={})
-
-    assert path.name == "2026-11-18T110640Z-quick.json"
+    assert write_it() == tmp_path / "2026-11-18T110640Z-quick.json"
     with pytest.raises(FileExistsError):
-        report.write("quick", ["it"], unix_ms=1_795_000_000_000, results={})
+        write_it()
 
 
 def test_synthetic_data_is_the_generator_s(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """What bench-quick makes of its rounds, and the yardstick it measures against."""
 
 import numpy as np
-import pytest
 
-from bench.quick import Rate, Rounds, target
+from bench import inprocess
+from bench.quick import Rate, Rounds
 from bench.raw import RawFaiss
 from bench.report import Spread
 from facegrid import vectors
@@ -23,14 +23,10 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert rounds.cpu_ratio() == Spread(median=0.5, low=0.25, high=0.5, count=3)
 
 
-@pytest.mark.parametrize(
-    ("value", "at_most", "met"),
-    [(0.5, False, "yes"), (0.49, False, "no"), (0.5, True, "yes"), (0.51, True, "no")],
-)
-def test_a_target_says_whether_it_is_met(value: float, at_most: bool, met: str) -> None:  # noqa: FBT001 - a table
-    line = target("name", value, 0.5, at_most=at_most)
+def test_a_call_takes_longer_by_the_difference_of_both_times() -> None:
+    rounds = Rounds([], [], [], [], [], [Rate(100, 0.0)], [Rate(200, 0.0)])
 
-    assert line == f"target name value={value:g} need=0.5 met={met}"
+    assert rounds.slower_ms() == Spread(median=5.0, low=5.0, high=5.0, count=1)
 
 
 def test_raw_faiss_finds_the_row_that_a_probe_was_made_of() -> None:
@@ -43,3 +39,18 @@ def test_raw_faiss_finds_the_row_that_a_probe_was_made_of() -> None:
     assert found[:, 0].tolist() == list(range(50))
     assert raw.scan(block.vectors[:50], 3).shape[1] >= 3
     assert np.all(found >= 0)
+
+
+def test_the_engine_s_index_finds_what_raw_faiss_does() -> None:
+    block = SyntheticGallery(32, templates_count=1300, seed=1).block(0)
+    codes = vectors.quantize(block.vectors)
+    codebook = train(codes, seed=1, threads=1)
+
+    hits = inprocess.filled(codebook, codes).search(
+        vectors.prepare_probes(block.vectors[:50]), 1, inprocess.LOWEST
+    )
+
+    assert (
+        hits.rows.tolist()
+        == RawFaiss(codebook, codes).search(block.vectors[:50], 1)[:, 0].tolist()
+    )

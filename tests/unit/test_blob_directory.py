@@ -131,6 +131,29 @@ async def test_a_full_disk_is_reported_as_such_and_leaves_nothing(
     assert list(await store.list("")) == ["a/before"]
 
 
+class AlmostFull(Files):
+    """A disk of 1,000 bytes with some of them free."""
+
+    def __init__(self, free_bytes: int) -> None:
+        self.free_bytes = free_bytes
+
+    @override
+    def room_bytes(self, folder: Path) -> tuple[int, int]:
+        return self.free_bytes, 1000
+
+
+async def test_the_log_leaves_a_reserve_to_segments_and_manifests(tmp_path: Path) -> None:
+    log = "shards/g.1f00aa23.0000/log/0000000001-0000000000000000001-"
+    await DirectoryStore(tmp_path, files=AlmostFull(60)).put_new(f"{log}aa", b"x" * 10)
+    fuller = DirectoryStore(tmp_path, files=AlmostFull(59))
+
+    with pytest.raises(UnavailableError) as full:
+        await fuller.put_new(f"{log}bb", b"x" * 10)
+    assert full.value.reason == "STORE_FULL"
+    assert leftovers(tmp_path) == []
+    await fuller.put_new("shards/g.1f00aa23.0000/segments/aa", b"x" * 10)
+
+
 @pytest.mark.parametrize("step", ["sync", "sync folder"])
 async def test_a_failed_sync_is_an_error_of_its_own(tmp_path: Path, step: Step) -> None:
     store, files = await faulty_store(tmp_path)

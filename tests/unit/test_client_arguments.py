@@ -4,6 +4,7 @@ No router runs here: nothing may be asked.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -54,6 +55,8 @@ NAMED = [
     ("get_gallery", ()),
     ("drop_gallery", ()),
     ("train", ()),
+    ("tune", ()),
+    ("update_gallery", ()),
     ("enrol_stream", ([],)),
     ("get_template", ("t",)),
     ("identify", (X,)),
@@ -76,6 +79,15 @@ REFUSED: list[Case] = [
     *out_of_bounds("replicas", [create(replicas=value) for value in NO_COUNTS]),
     *out_of_bounds("train_at", [create(train_at=v) for v in (2**63, -1, 1.5, "5", True)]),
     *out_of_bounds("extractor", [create(extractor=v) for v in (5, None, "", "\ud800", "x" * 129)]),
+    *out_of_bounds("miss_rate_max", [create(miss_rate_max=v) for v in (0, 0.2, "x", math.nan)]),
+    *out_of_bounds(
+        "miss_rate_max", [call("update_gallery", "staff", miss_rate_max=v) for v in (0, True)]
+    ),
+    *malformed("PROFILE_UNKNOWN", "profile", [create(profile=v) for v in ("", "best", 3)]),
+    *malformed(
+        "PROFILE_UNKNOWN", "profile", [call("update_gallery", "staff", profile="unspecified")]
+    ),
+    *out_of_bounds("mates", [call("tune", "staff", mates=v) for v in (0, 1.5, 1_000_001, "3")]),
     *out_of_bounds("k", [call("identify", "staff", X, k=v) for v in (1.5, "3", None, True)]),
     *out_of_bounds("k", [call("identify", "staff", X, k=v) for v in (ENORMOUS, 10.0, [1])]),
     *out_of_bounds(
@@ -85,6 +97,21 @@ REFUSED: list[Case] = [
     *out_of_bounds("threshold", [call("identify", "staff", X, threshold=ENORMOUS)]),
     *out_of_bounds(
         "coverage_min", [call("identify", "staff", X, coverage_min=v) for v in ("x", False)]
+    ),
+    *out_of_bounds(
+        "unconfirmed_max",
+        [
+            call("identify", "staff", X, unconfirmed_max=v)
+            for v in ("x", True, -0.1, 1.1, math.nan)
+        ],
+    ),
+    *out_of_bounds(
+        "confirmed_only",
+        [
+            call(method, "staff", *more, confirmed_only=value)
+            for method, more in (READS[0], READS[2])
+            for value in (1, None, "yes")
+        ],
     ),
     *out_of_bounds("timeout_s", [call("train", "staff", timeout_s=v) for v in (None, "x", 0)]),
     *malformed(
@@ -196,8 +223,9 @@ def test_numbers_of_numpy_are_numbers() -> None:
         arguments.checked_threshold(np.float32(0.5)),
         arguments.checked_threshold(1),
         arguments.checked_coverage_min(np.float64(1)),
+        arguments.checked_unconfirmed_max(np.float32(0)),
         arguments.checked_timeout(np.int8(5)),
-    ] == [10, 512, 0, 0.5, 1.0, 1.0, 5.0]
+    ] == [10, 512, 0, 0.5, 1.0, 1.0, 0.0, 5.0]
 
 
 def test_every_method_with_arguments_is_tried_here() -> None:

@@ -51,7 +51,7 @@ async def test_the_program_of_the_design_runs_as_written(router: FakeRouter) -> 
     assert await asyncio.to_thread(sample_program, router.address) == [
         "s-15",
         1.0,
-        facegrid.Coverage(share=1.0, shards_answered_count=1, shards_count=1),
+        facegrid.Coverage(share=1.0, shards_answered_count=1, shards_count=1, scanned_share=1.0),
         0,
     ]
 

@@ -23,6 +23,7 @@ from facegrid import (
     OverloadedError,
     Token,
     UnavailableError,
+    Verification,
 )
 from facegrid.client.ambient import Ambient
 from facegrid.ids import GalleryName, ShardId
@@ -90,7 +91,7 @@ async def test_what_is_enrolled_is_found_until_it_is_erased(client: AsyncClient)
         (Candidate("s-1", "t-1", 1.0, 1),),
     ]
     assert lists[0].coverage.share == 1.0
-    assert await client.verify("staff", "s-2", X[2]) == Candidate("s-2", "t-2", 1.0, 1)
+    assert await client.verify("staff", "s-2", X[2]) == Verification("s-2", "t-2", 1.0)
     template = await client.get_template("staff", "t-3")
     assert (template.template_id, template.subject_id) == ("t-3", "s-3")
     assert np.array_equal(template.vector, X[3])
@@ -99,6 +100,32 @@ async def test_what_is_enrolled_is_found_until_it_is_erased(client: AsyncClient)
     assert erasure == Erasure(Token({ShardId("staff.0"): 2}), 2)
     found = await client.identify("staff", X[0], after=erasure.token)
     assert "s-0" not in {candidate.subject_id for candidate in found[0].candidates}
+
+
+async def test_an_answer_that_is_not_confirmed_says_so_or_is_refused(
+    router: FakeRouter, client: AsyncClient
+) -> None:
+    await enrolled(client)
+    router.faults.unconfirmed_share = 0.5
+
+    lists = await client.identify("staff", X[:1], unconfirmed_max=0.5)
+    verified = await client.verify("staff", "s-2", X[2])
+    template = await client.get_template("staff", "t-3")
+
+    assert lists[0].coverage.unconfirmed_share == 0.5
+    assert verified == Verification("s-2", "t-2", 1.0, unconfirmed=True)
+    assert template.unconfirmed
+    hasty = AsyncClient(router.address, timeout_s=0.3)
+    for read in (
+        hasty.identify("staff", X[:1], unconfirmed_max=0.49),
+        hasty.identify("staff", X[:1], unconfirmed_max=0),
+        hasty.verify("staff", "s-2", X[2], confirmed_only=True),
+        hasty.get_template("staff", "t-3", confirmed_only=True),
+    ):
+        with pytest.raises(UnavailableError) as caught:
+            await read
+        assert caught.value.reason == "UNCONFIRMED"
+    await hasty.aclose()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
@@ -125,6 +152,15 @@ async def test_what_may_succeed_later_is_tried_again(
     router.faults.errors += [error, error]
     await enrolled(client)
     assert router.faults.errors == []
+
+
+async def test_what_people_must_do_something_about_is_told_at_once(
+    router: FakeRouter, client: AsyncClient
+) -> None:
+    router.faults.errors += [UnavailableError("start more", reason="TOO_FEW_NODES")] * 2
+    with pytest.raises(UnavailableError) as caught:
+        await enrolled(client)
+    assert (caught.value.reason, len(router.faults.errors)) == ("TOO_FEW_NODES", 1)
 
 
 async def test_a_lost_answer_is_asked_again_with_the_same_request_id(

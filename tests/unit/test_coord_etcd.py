@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from facegrid.api.etcd.v3 import etcd_pb2 as pb
@@ -12,10 +13,15 @@ from facegrid.coord.etcd import EtcdCoordinator
 from facegrid.coord.port import Changed, KeyValue, Progress
 from facegrid.coord.transport import EtcdTransport
 from facegrid.coord.watch import KeySpace, Watch, prefix_end
-from facegrid.errors import InvalidError
+from facegrid.errors import InvalidError, UnavailableError
 from facegrid.ids import GalleryName, NodeId, ShardId
 from facegrid.rpc.channel import TlsFiles
+from facegrid.testing.skipping_clock import SkippingClock
+from fgctl.local import etcd
 from fgctl.local.etcd import EtcdMember, free_ports, member_argv
+
+LOWEST_OUTGOING_PORT = 32_768
+"""Of Linux, unless somebody has set another one."""
 
 
 def test_keys_have_the_agreed_names() -> None:
@@ -164,7 +170,9 @@ def test_free_ports_are_distinct_and_below_those_of_outgoing_connections() -> No
     taken = [next(ports) for _ in range(8)]
 
     assert len(set(taken)) == 8
-    assert all(21_000 <= port < 32_000 for port in taken)
+    # Each process that runs tests has a range of its own, see tests/conftest.py.
+    assert all(etcd.PORT_FIRST <= port < etcd.PORT_LAST for port in taken)
+    assert etcd.PORT_LAST <= LOWEST_OUTGOING_PORT
 
 
 def test_a_member_is_told_its_folder_its_ports_and_all_members() -> None:
@@ -195,3 +203,47 @@ def test_a_member_is_told_its_folder_its_ports_and_all_members() -> None:
         "--trusted-ca-file=ca",
         "--client-cert-auth",
     )
+
+
+def refusal(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
+    """Return what a member's refusal raises."""
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+
+async def asked_until(answers_at: int, details: str) -> tuple[int, float]:
+    """Ask two members that refuse so many times; return how often, and how long that took."""
+    clock = SkippingClock()
+    transport = EtcdTransport(["127.0.0.1:1", "127.0.0.1:2"], clock=clock)
+    asked_count = 0
+
+    async def attempt(_: grpc.aio.Channel, __: float) -> int:
+        nonlocal asked_count
+        asked_count += 1
+        if asked_count < answers_at:
+            raise refusal(grpc.StatusCode.UNAVAILABLE, details)
+        return asked_count
+
+    begun_s = clock.now_s()
+    try:
+        return await transport.anywhere(attempt, timeout_s=5.0), clock.now_s() - begun_s
+    finally:
+        await transport.aclose()
+
+
+async def test_a_read_outlasts_the_election_of_a_leader() -> None:
+    """Members refuse for a second or two while they choose one."""
+    asked_count, took_s = await asked_until(21, "etcdserver: no leader")
+
+    assert asked_count == 21
+    assert 0.9 < took_s < 5.0
+
+
+@pytest.mark.parametrize("details", ["etcdserver: no leader", "etcdserver: leader changed"])
+async def test_an_election_without_end_is_an_outage(details: str) -> None:
+    with pytest.raises(UnavailableError, match=details):
+        await asked_until(10_000, details)
+
+
+async def test_members_that_cannot_be_reached_are_asked_once_each() -> None:
+    with pytest.raises(UnavailableError, match="connection refused"):
+        await asked_until(4, "connection refused")

@@ -5,9 +5,9 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -22,37 +22,10 @@ from fgctl.__main__ import run
 from fgctl.cluster_file import ClusterRecord, ProcessRecord
 from fgctl.online.cluster import status_json
 from fgctl.online.sources import derived_template_id
+from tests.fakes.shell import Shell
 
 DIM = 8
 ROWS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a command line ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The JSON document on stdout, of a command that went well."""
-        assert (self.code, self.err) == (0, "")
-        return json.loads(self.out)
-
-
-class Shell:
-    """Runs command lines against one router."""
-
-    def __init__(self, router: FakeRouter, capsys: pytest.CaptureFixture[str]) -> None:
-        self.router = router
-        self._capsys = capsys
-
-    async def __call__(self, *arguments: str) -> Ended:
-        code = await asyncio.to_thread(run, [*arguments, "--router", self.router.address])
-        shown = self._capsys.readouterr()
-        return Ended(code, shown.out, shown.err)
 
 
 @pytest.fixture
@@ -96,6 +69,9 @@ STAFF = {
     "codebook": "",
     "created_unix_ms": 0,
     "templates_count": 0,
+    "profile": "balanced",
+    "miss_rate_max": 0.001,
+    "tuning": None,
 }
 
 
@@ -109,8 +85,39 @@ async def test_a_gallery_is_created_listed_trained_and_dropped(fgctl: Shell) -> 
     assert shown.document == STAFF
     assert [one["name"] for one in listed.document["galleries"]] == ["staff"]
     assert trained.document["codebook"] == "c0debeef"
-    assert json.loads(dropped.out) == {"dropped": STAFF}
+    assert json.loads(dropped.out) == {"dropped": {**STAFF, "codebook": "c0debeef"}}
     assert (await fgctl("gallery", "list", "--json")).document == {"galleries": []}
+
+
+async def test_settings_of_searches_are_changed_and_shown(fgctl: Shell) -> None:
+    created = await fgctl(*CREATE, "--profile", "fast", "--miss-rate-max", "0.01", "--json")
+    changed = await fgctl("gallery", "set", "staff", "--profile", "exhaustive", "--json")
+    shown = await fgctl("gallery", "show", "staff")
+    nothing = await fgctl("gallery", "set", "staff")
+    beyond = await fgctl("gallery", "set", "staff", "--miss-rate-max", "0.2")
+
+    assert (created.document["profile"], created.document["miss_rate_max"]) == ("fast", 0.01)
+    assert (changed.document["profile"], changed.document["miss_rate_max"]) == ("exhaustive", 0.01)
+    assert "never" in shown.out
+    assert nothing.code == beyond.code == 2
+    assert "say what to change" in nothing.err
+
+
+async def test_tuning_shows_the_curve_in_80_columns_and_writes_it_to_a_file(
+    fgctl: Shell, tmp_path: Path
+) -> None:
+    await fgctl(*CREATE)
+    untrained = await fgctl("gallery", "tune", "staff")
+    await fgctl("gallery", "train", "staff")
+    told = await fgctl("gallery", "tune", "staff", "--svg", str(tmp_path / "curve.svg"))
+    document = (await fgctl("gallery", "tune", "staff", "--mates", "1000", "--json")).document
+
+    assert "NOT_TRAINED" in untrained.err
+    assert max(len(line.rstrip()) for line in told.out.splitlines()) <= 80
+    assert "balanced: at most 0.001 of the mates wanted, shown" in told.out
+    assert ET.fromstring((tmp_path / "curve.svg").read_text()).tag.endswith("svg")
+    assert document["tuning"]["mates_count"] == 1000
+    assert not document["tuning"]["efforts"]["exhaustive"]["proven"]
 
 
 async def test_dropping_says_first_what_will_be_lost_and_needs_a_yes(
@@ -270,6 +277,35 @@ async def test_single_templates_are_shown_compared_and_erased(fgctl: Shell, file
     ]
 
 
+async def test_answers_that_are_not_confirmed_say_so_in_words_and_in_json(
+    fgctl: Shell, files: Path
+) -> None:
+    await fgctl(*CREATE)
+    await fgctl(*enrol(files, "--templates", str(files / "t.txt")))
+    on, probe = ("--gallery", "staff"), ("--probe", str(files / "x.npy"))
+    asks = [
+        ("identify", *on, "--probes", str(files / "x.npy")),
+        ("verify", *on, "--subject", "s2", *probe),
+        ("get", *on, "--template", "t2"),
+    ]
+    sound = [await fgctl(*ask) for ask in asks]
+    fgctl.router.faults.unconfirmed_share = 0.25
+    said = [await fgctl(*ask) for ask in asks]
+    found, scored, got = [(await fgctl(*ask, "--json")).document for ask in asks]
+    strict = ("--timeout", "0.3")
+    refused = [
+        await fgctl(*asks[0], "--unconfirmed-max", "0.2", *strict),
+        await fgctl(*asks[1], "--confirmed-only", *strict),
+        await fgctl(*asks[2], "--confirmed-only", *strict),
+    ]
+
+    assert ["unconfirmed" in ended.err for ended in (*sound, *said)] == [False] * 3 + [True] * 3
+    assert "25% of the gallery was answered unconfirmed" in said[0].err
+    assert {one["unconfirmed_share"] for one in found["lists"]} == {0.25}
+    assert (scored["unconfirmed"], got["unconfirmed"]) == (True, True)
+    assert ["reason=UNCONFIRMED" in ended.err for ended in refused] == [True] * 3
+
+
 async def test_people_get_tables(fgctl: Shell, files: Path) -> None:
     await fgctl(*CREATE)
     enrolled = await fgctl(*enrol(files))
@@ -359,6 +395,8 @@ def test_the_status_of_a_cluster_is_told_in_words() -> None:
             "first": "0" * 16,
             "last": "f" * 16,
             "node_ids": ["n1"],
+            "joining_node_ids": [],
+            "source_shard_ids": [],
         }
     ]
     assert document["etcd_reachable"]

@@ -214,6 +214,17 @@ def test_saved_records_are_read_back_as_they_were(small: Small, tmp_path: Path) 
         meta_file.load(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize("content", [b"\x93NUMPY\x01\x00", b"text", b"[1]", b"{}"])
+def test_a_file_of_another_kind_is_called_that(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(content)
+    with pytest.raises(CorruptError) as told:
+        meta_file.load(path)
+    assert told.value.reason == "META_FILE"
+    assert told.value.message.startswith("this is no file of fgctl meta save")
+    assert "codec" not in told.value.message
+
+
 async def test_the_commands_work_on_a_real_etcd(
     etcd: EtcdRoot, small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

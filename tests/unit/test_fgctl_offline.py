@@ -59,6 +59,7 @@ def fgctl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
         path.write_bytes(data)
     (root / ".tmp").mkdir()
     (root / ".tmp" / "tmpx1").write_bytes(b"half")
+    (root / ".tmp" / "lock").write_bytes(b"")
     return Shell(root, capsys)
 
 
@@ -76,6 +77,7 @@ def test_verify_says_that_nothing_is_wrong_and_what_nothing_needs(fgctl: Shell) 
     assert ended.code == 0
     assert f"unneeded: {SMALL.zombie}: orphan: never committed\n" in ended.out
     assert "no object: .tmp/tmpx1\n" in ended.out
+    assert ".tmp/lock" not in ended.out, "it belongs to the store"
     assert ended.out.endswith("nothing is wrong\n")
 
 
@@ -244,6 +246,7 @@ def test_no_command_changes_a_byte(fgctl: Shell) -> None:
         ".tmp",
         "cluster",
         "codebooks",
+        "journal",
         "shards",
     }
 
@@ -255,7 +258,7 @@ def test_a_folder_that_is_not_there_is_refused_and_not_made(
 
     assert "STORE_FAILED" in missing("verify").err
     assert not missing.root.exists()
-    assert run(["offline", "verify", f"dir:{tmp_path}"]) == 0
+    assert run(["offline", "manifest", f"dir:{tmp_path}"]) == 0
     assert run(["offline", "verify", "s3:bucket"]) == 1
 
 
@@ -338,7 +341,7 @@ async def test_every_object_of_the_engine_is_missed_but_the_end_of_the_log(
         await write_and_erase(primary)
     fgctl = Shell(tmp_path / "store", capsys)
     names = [name for name in await world.store.list("") if not name.endswith("-u5")]
-    assert len(names) == 5
+    assert len(names) == 6, "the journal of the erasure too"
 
     for name in names:
         path = fgctl.root / name

@@ -87,6 +87,7 @@ def test_nodes_and_routers_are_told_of_etcd_and_of_their_folders() -> None:
         "--etcd=127.0.0.1:7000,127.0.0.1:7001,127.0.0.1:7002",
         "--store=dir:/somewhere/store",
         "--search-threads=2",
+        "--state-dir=/somewhere/n2",
     )
     assert router.argv[2:] == (
         "-m",

@@ -5,6 +5,9 @@ import json
 import pytest
 
 from fgctl import render
+from fgctl.online.cluster import Status, view_line
+
+DOUBT = "NOT confirmed: no primary vouched for"
 
 
 def test_progress_without_a_terminal_is_a_line_for_each_tenth(
@@ -43,3 +46,24 @@ def test_a_table_keeps_long_values_whole_and_takes_no_markup(
     assert name in shown
     assert address in shown
     assert "12,345" in shown
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (
+            Status(etcd_reachable=True, map_age_ms=340, view_confirmed=True),
+            "etcd reachable, map read 0.3 s ago, confirmed",
+        ),
+        (
+            Status(etcd_reachable=False, map_age_ms=12_000),
+            f"etcd NOT reachable: reads only, map read 12.0 s ago, {DOUBT}",
+        ),
+        (
+            Status(map_age_ms=-1),
+            f"etcd NOT reachable: reads only, map not read since the start, {DOUBT}",
+        ),
+    ],
+)
+def test_the_view_of_a_router_is_described_in_words(answer: Status, line: str) -> None:
+    assert view_line(answer) == line

@@ -7,14 +7,26 @@ nothing.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from facegrid.format import codebook, log, manifest, records, segment, stored_gallery
+from facegrid.format import (
+    codebook,
+    erasures,
+    load_pin,
+    log,
+    manifest,
+    operations,
+    records,
+    segment,
+    snapshot,
+    sources,
+    stored_gallery,
+)
 from facegrid.ids import KEY_LAST, GalleryName, NodeId, ShardId
 from facegrid.model import Gallery, HashRange, NodeInfo, ShardAssignment, ShardMap
 
@@ -66,6 +78,58 @@ LATER_GROUP = log.LogGroup(
         ),
     ],
 )
+LOAD_GROUP = log.LogGroup(
+    SHARD,
+    2,
+    FIRST_REF,
+    [
+        log.LoadRecord(
+            4,
+            "load-aaaaaaaa-0003",
+            DIGEST,
+            1_790_000_000_700,
+            [
+                log.LoadedSegment("cd" * 32, 10, np.arange(10) % 4 == 1),
+                log.LoadedSegment("ef" * 32, 131_072),
+            ],
+        )
+    ],
+)
+MIRRORED_GROUP = log.LogGroup(
+    SHARD,
+    2,
+    FIRST_REF,
+    [
+        log.LoadRecord(
+            4,
+            "base0001aaaaaaaa",
+            DIGEST,
+            1_790_000_000_700,
+            [log.LoadedSegment("cd" * 32, 10)],
+            source=sources.SourcePosition(ShardId("staff.1f00aa23.0001"), 41),
+        ),
+        log.EraseRecord(
+            5,
+            "request-42",
+            DIGEST,
+            1_790_000_000_800,
+            ["t-1"],
+            [],
+            source=sources.SourcePosition(ShardId("staff.1f00aa23.0001"), 42),
+            within=HashRange(2**62, 2**63 - 1),
+        ),
+        log.EnrolRecord(
+            6,
+            "request-43",
+            DIGEST,
+            1_790_000_000_900,
+            ["t-1"],
+            ["s-1"],
+            CODES[:1],
+            source=sources.SourcePosition(ShardId("staff.1f00aa23.0001"), 45),
+        ),
+    ],
+)
 PLAIN_SEGMENT = segment.Segment(
     SHARD,
     8,
@@ -84,6 +148,15 @@ INDEXED_SEGMENT = segment.Segment(
     "ab" * 32,
     np.arange(16, dtype=np.int32) * 1000,
     np.arange(16, dtype=np.uint8).reshape(16, 1) * 17,
+)
+LOADED_SEGMENT = segment.Segment(
+    SHARD,
+    8,
+    ["t-1", "t-1", "t-2"],
+    ["s-1", "s-ä"],
+    np.array([0, 1, 0], np.int32),
+    CODES[[0, 1, 1]],
+    load_id="a" * 32,
 )
 MANIFEST = manifest.Manifest(
     shard_id=SHARD,
@@ -151,10 +224,98 @@ SHARD_MAP = ShardMap(
         ),
     ),
 )
+CHANGING_MAP = replace(
+    SHARD_MAP,
+    version=SHARD_MAP.version + 1,
+    shards=(replace(SHARD_MAP.shards[0], joining=(NodeId("n9"),)), *SHARD_MAP.shards[1:]),
+    pending=(
+        ShardAssignment(
+            ShardId("staff.1f00aa23.0007"),
+            SHARD_MAP.shards[-1].range,
+            (NodeId("n9"), NodeId("n1")),
+            (NodeId("n8"),),
+            sources=(SHARD_MAP.shards[-1].shard_id,),
+        ),
+    ),
+    made_count=8,
+)
+
+FIRST_JOURNAL = erasures.ErasureJournal(
+    "1f00aa23",
+    SHARD,
+    None,
+    (
+        erasures.erasure_of(
+            "1f00aa23",
+            log.EraseRecord(2, "request-2", DIGEST, 1_790_000_000_200, ["t-1"], ["s-1", "s-ä"]),
+        ),
+    ),
+    3,
+)
+CLOSING_JOURNAL = erasures.ErasureJournal(
+    "1f00aa23", SHARD, erasures.JournalRef(3, "0f" * 32), (), 7, closing=True
+)
+JOURNALLED_MANIFEST = replace(MANIFEST, journal=erasures.JournalRef(2, "0f" * 32))
+MIRRORED_MANIFEST = replace(
+    MANIFEST,
+    sources=(
+        sources.SourcePosition(ShardId("staff.1f00aa23.0001"), 45),
+        sources.SourcePosition(ShardId("staff.1f00aa23.0002"), 2**40),
+    ),
+)
+SNAPSHOT = snapshot.Snapshot(
+    snapshot_id="20261125T150312Z-3f2a9c1e",
+    gallery_uid="1f00aa23",
+    created_unix_ms=1_790_000_000_000,
+    cut_revision=42,
+    records=(("galleries/staff", b"gallery"), ("map/staff", b"map")),
+    objects=(
+        snapshot.SnapshotObject(f"shards/{SHARD}/manifests/{'cd' * 32}", "cd" * 32, 1000),
+        snapshot.SnapshotObject(f"shards/{SHARD}/segments/{'ef' * 32}", "ef" * 32, 2**31),
+    ),
+    templates_count_max=14,
+)
+REPLICAS = operations.Operation(
+    operation_id="op-1",
+    gallery=GalleryName("staff"),
+    gallery_uid="1f00aa23",
+    kind=operations.Replicas(SHARD, (NodeId("n2"), NodeId("n3"))),
+    state=operations.OperationState.RUNNING,
+    step="verify",
+    cause="n1 is drained",
+    note="waits for the copy to load node=n3",
+    created_unix_ms=1_790_000_000_000,
+    step_unix_ms=1_790_000_001_000,
+    former_node_ids=(NodeId("n1"), NodeId("n2")),
+    planned_bytes=2**31,
+    planned_s=62.5,
+)
 
 GOLDEN = {
+    "erasure-journal.bin": Golden(FIRST_JOURNAL, erasures.encode_journal, erasures.decode_journal),
+    "erasure-journal-closing.bin": Golden(
+        CLOSING_JOURNAL, erasures.encode_journal, erasures.decode_journal
+    ),
+    "manifest-journal.bin": Golden(
+        JOURNALLED_MANIFEST, manifest.encode_manifest, manifest.decode_manifest
+    ),
+    "snapshot.bin": Golden(SNAPSHOT, snapshot.encode_snapshot, snapshot.decode_snapshot),
+    "repository-mark.bin": Golden(
+        snapshot.RepositoryMark("20261125T150312Z-3f2a9c1e", 1_790_000_000_000),
+        snapshot.encode_mark,
+        snapshot.decode_mark,
+    ),
     "log-first.bin": Golden(FIRST_GROUP, log.encode_log, log.decode_log),
     "log-later.bin": Golden(LATER_GROUP, log.encode_log, log.decode_log),
+    "log-load.bin": Golden(LOAD_GROUP, log.encode_log, log.decode_log),
+    "log-mirrored.bin": Golden(MIRRORED_GROUP, log.encode_log, log.decode_log),
+    "manifest-mirrored.bin": Golden(
+        MIRRORED_MANIFEST, manifest.encode_manifest, manifest.decode_manifest
+    ),
+    "load-pin.bin": Golden(
+        load_pin.LoadPin(SHARD, "a" * 32, "cd" * 32), load_pin.encode_pin, load_pin.decode_pin
+    ),
+    "segment-loaded.bin": Golden(LOADED_SEGMENT, segment.encode_segment, segment.decode_segment),
     "segment-plain.bin": Golden(PLAIN_SEGMENT, segment.encode_segment, segment.decode_segment),
     "segment-indexed.bin": Golden(INDEXED_SEGMENT, segment.encode_segment, segment.decode_segment),
     "manifest.bin": Golden(MANIFEST, manifest.encode_manifest, manifest.decode_manifest),
@@ -169,6 +330,9 @@ GOLDEN = {
     ),
     "etcd-gallery.bin": Golden(GALLERY, records.encode_gallery, records.decode_gallery),
     "etcd-map.bin": Golden(SHARD_MAP, records.encode_shard_map, records.decode_shard_map),
+    "etcd-map-changing.bin": Golden(
+        CHANGING_MAP, records.encode_shard_map, records.decode_shard_map
+    ),
     "etcd-node.bin": Golden(
         NodeInfo(NodeId("n1"), "b-1", "10.0.0.1:7401", "0.1.0", "rack-1"),
         records.encode_node,
@@ -187,6 +351,47 @@ GOLDEN = {
     ),
     "etcd-dropped.bin": Golden(
         records.Dropped(SHARD, "1f00aa23", (NodeId("n1"), NodeId("n2"))),
+        records.encode_dropped,
+        records.decode_dropped,
+    ),
+    "etcd-operation-replicas.bin": Golden(
+        REPLICAS, operations.encode_operation, operations.decode_operation
+    ),
+    "etcd-operation-split.bin": Golden(
+        replace(
+            REPLICAS,
+            kind=operations.Split(SHARD, 2**62, (ShardId("a.0.0004"), ShardId("a.0.0005"))),
+            state=operations.OperationState.ABORTED,
+            step="fill",
+        ),
+        operations.encode_operation,
+        operations.decode_operation,
+    ),
+    "etcd-operation-merge.bin": Golden(
+        replace(
+            REPLICAS,
+            kind=operations.Merge((SHARD, ShardId("a.0.0004")), ShardId("a.0.0005")),
+            state=operations.OperationState.DONE,
+            step="drop",
+        ),
+        operations.encode_operation,
+        operations.decode_operation,
+    ),
+    "etcd-operation-lock.bin": Golden(
+        operations.OperationLock("op-1"), operations.encode_lock, operations.decode_lock
+    ),
+    "etcd-node-mark.bin": Golden(
+        operations.NodeMark(NodeId("n1"), draining=True, marked_unix_ms=1_790_000_000_000),
+        operations.encode_mark,
+        operations.decode_mark,
+    ),
+    "etcd-rebalancer.bin": Golden(
+        operations.RebalancerSettings(automatic=True, at_once_max=3, p99_limit_ms=250),
+        operations.encode_rebalancer,
+        operations.decode_rebalancer,
+    ),
+    "etcd-dropped-alone.bin": Golden(
+        records.Dropped(SHARD, "1f00aa23", (NodeId("n1"),), gallery_lives=True),
         records.encode_dropped,
         records.decode_dropped,
     ),

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 from typing_extensions import override
 
 from facegrid import vectors
-from facegrid.clock import SystemClock
+from facegrid.clock import Clock, SystemClock
 from facegrid.coord import keys
 from facegrid.coord.port import Delete, Guard, Put, TxnResult, ValueGuard
 from facegrid.errors import CorruptError, FencedError, UnavailableError
@@ -31,7 +31,7 @@ from indexd.replica.committer import Committer, CommitterPorts
 from indexd.replica.fence import Claimant
 from indexd.replica.follower import Follower
 from indexd.replica.primary import Primary
-from indexd.replica.shard_copy import NodePorts, Phase
+from indexd.replica.shard_copy import NodePorts, Phase, Trust
 
 DIM = 16
 GALLERY = Gallery(GalleryName("g"), "1f00aa23", DIM, "x@1", 1, 2, 0)
@@ -81,12 +81,25 @@ class World:
             build_thread=self.threads[1],
         )
 
+    def of_shard(self) -> list[str]:
+        """The shard's objects; the journal of erasures lies elsewhere."""
+        return [name for name in self.store.objects if name.startswith("shards/")]
+
     @asynccontextmanager
     async def primary(
-        self, boot: str, codebook: NamedCodebook | None = None
+        self,
+        boot: str,
+        codebook: NamedCodebook | None = None,
+        heritage: Follower | None = None,
+        *,
+        assignment: ShardAssignment = SHARD,
+        map_version: int = 1,
+        clock: Clock | None = None,
     ) -> AsyncIterator[Primary]:
         """A primary of a process; leaving is the death of the process."""
         ports = self.ports("n1", boot)
+        if clock is not None:
+            ports = replace(ports, clock=clock)
         committer = Committer(
             CommitterPorts(
                 self.coord, self.store, ports.clock, lambda: f"u{next(self.uuids)}", ports.logger
@@ -94,7 +107,9 @@ class World:
             lambda _: None,
         )
         running = asyncio.get_running_loop().create_task(committer.run())
-        primary = Primary(ports, committer, GALLERY, SHARD)
+        primary = Primary(ports, committer, GALLERY, assignment, map_version=map_version)
+        if heritage is not None:
+            primary.inherit(heritage)
         await primary.open(self.map_revision, codebook)
         yield primary
         running.cancel()
@@ -153,7 +168,7 @@ async def test_a_flush_moves_the_log_into_segments_and_changes_no_answer(world: 
         await first.write(enrol(3))
         await first.flush()
         digest = first.state.digest
-        names = sorted(name.split("/")[2] for name in world.store.objects)
+        names = sorted(name.split("/")[2] for name in world.of_shard())
 
     async with world.primary("b2") as second:
         assert names == ["manifests", "segments", "segments"]
@@ -171,7 +186,7 @@ async def test_a_segment_without_live_rows_leaves_the_store_with_the_next_flush(
         await primary.write(EraseRequest("r-2", [], ["s-1-0", "s-1-1"]))
         await primary.flush()
 
-        assert [name.split("/")[2] for name in world.store.objects] == ["manifests"]
+        assert [name.split("/")[2] for name in world.of_shard()] == ["manifests"]
 
 
 async def test_a_zombie_cannot_commit(world: World) -> None:
@@ -274,20 +289,35 @@ async def test_a_follower_behind_a_trimmed_log_loads_the_segments(world: World) 
         assert (follower.state.digest, follower.state.position) == (primary.state.digest, 2)
 
 
-async def test_a_follower_that_cannot_confirm_its_tip_stops_serving(world: World) -> None:
+async def test_a_follower_that_cannot_confirm_its_tip_says_so(world: World) -> None:
     async with world.primary("b1") as primary:
         await primary.write(enrol(1))
         follower = Follower(world.ports("n2", "b1"), GALLERY, SHARD)
         await follower.open(world.map_revision, None)
-        follower.check_serving()
-        follower._confirmed_s -= 60
+        first = follower.check_answering(Trust())
+        follower.confirmed_s -= 60
 
         with pytest.raises(UnavailableError) as stale:
-            follower.check_serving()
+            follower.check_answering(Trust(primary_boot_id="b1"))
+        accepted = follower.check_answering(Trust(unconfirmed_accepted=True))
         await follower.confirm(primary.state.log, SystemClock().now_s())
-        follower.check_serving()
 
-        assert (stale.value.reason, follower.phase) == ("FOLLOWER_STALE", Phase.SERVING)
+        assert (first, stale.value.reason, accepted) == (True, "UNCONFIRMED", False)
+        assert follower.check_answering(Trust())
+
+
+async def test_a_primary_cut_off_from_etcd_is_confirmed_by_who_vouches_for_it(
+    world: World,
+) -> None:
+    async with world.primary("b1") as primary:
+        first = primary.check_answering(Trust())
+        primary.confirmed_s -= 60
+
+        with pytest.raises(UnavailableError) as stale:
+            primary.check_answering(Trust(primary_boot_id="b2"))
+
+        assert (first, stale.value.reason) == (True, "UNCONFIRMED")
+        assert primary.check_answering(Trust(primary_boot_id="b1"))
 
 
 async def test_the_bytes_of_erased_rows_leave_the_store_and_no_answer_changes(
@@ -447,3 +477,16 @@ async def refused(primary: Primary) -> None:
     """Flush, which the drop interrupts."""
     with pytest.raises(FencedError):
         await primary.flush()
+
+
+async def test_a_flush_refused_by_a_wiped_etcd_takes_nothing_back(world: World) -> None:
+    """Gone keys may mean a drop or a loss; after a loss recovery needs what there is."""
+    async with world.primary("b1") as primary:
+        await primary.write(enrol(1))
+        items = (await world.coord.list("")).items
+        await world.coord.txn([], [Delete(item.key) for item in items])
+        with pytest.raises(FencedError):
+            await primary.flush()
+
+    kinds = sorted(name.split("/")[2] for name in world.of_shard())
+    assert kinds == ["log", "manifests", "segments"]

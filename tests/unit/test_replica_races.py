@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,8 +22,15 @@ from facegrid.coord.port import (
     ValueGuard,
 )
 from facegrid.errors import FencedError, UnavailableError
-from facegrid.format.records import Dropped, encode_node
+from facegrid.format.records import (
+    Dropped,
+    decode_shard_map,
+    encode_dropped,
+    encode_node,
+    encode_shard_map,
+)
 from facegrid.ids import NodeId
+from facegrid.limits import STALENESS_S
 from facegrid.model import NodeInfo
 from facegrid.rpc.pool import ChannelPool
 from facegrid.testing.memory_blob import MemoryBlobStore
@@ -30,12 +38,14 @@ from facegrid.testing.memory_coord import MemoryCoordinator
 from facegrid.testing.skipping_clock import SkippingClock
 from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome
 from indexd.replica.committer import Committer, CommitterPorts
-from indexd.replica.follower import STALENESS_S
+from indexd.replica.dropping import DropRules
+from indexd.replica.follower import Follower
 from indexd.replica.node import Node
+from indexd.replica.policy import NodePolicy
 from indexd.replica.primary import Primary
 from indexd.replica.shard_copy import Phase
 from indexd.replica.spread import Spread
-from indexd.replica.view import View
+from indexd.replica.view import WATCHED, View
 from tests.unit.test_replica import GALLERY, SHARD, FlakyCoordinator, World, enrol, found
 from tests.unit.test_replica import world as world  # noqa: PLC0414 - a fixture
 
@@ -75,6 +85,13 @@ class GatedStore(MemoryBlobStore):
         if self.failing:
             raise UnavailableError("the store is away", reason="STORE_UNREACHABLE")
         await super().put_new(name, data)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let everybody else run until something is so."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await SystemClock().sleep(0)
 
 
 def unopened(world: World, boot: str) -> Primary:
@@ -269,19 +286,146 @@ async def test_a_dropped_shard_is_not_opened_by_a_map_that_is_behind(world: Worl
         lambda _: None,
     )
     no_trainer: Any = None
-    node = Node(ports, committer, no_trainer, View(), erased_rewrite_s=60.0)
+    policy = NodePolicy(60.0, dropping=DropRules(patience_s=60.0, again_s=0.0))
+    node = Node(ports, committer, no_trainer, View(), policy=policy)
     for prefix in (keys.GALLERIES, keys.MAPS):
         node.view.take(prefix, Listing(await world.coord.list(prefix)))
     node._reconcile()
     assert list(node.copies) == [SHARD.shard_id]
 
-    await node._drop(Dropped(SHARD.shard_id, GALLERY.uid, SHARD.node_ids))
+    order = encode_dropped(Dropped(SHARD.shard_id, GALLERY.uid, SHARD.node_ids))
+    await world.coord.txn([], [Put(keys.dropped(SHARD.shard_id), order)])
+    node.view.take(keys.DROPPED, Listing(await world.coord.list(keys.DROPPED)))
+    await node._drop(*node.view.drop_orders())
     node._reconcile()
     behind = list(node.copies)
     node.view.take(keys.MAPS, Listing(Snapshot(99, ())))
     node._reconcile()
 
     assert (behind, list(node.copies), node._dropped) == ([], [], set())
+
+
+async def test_a_follower_goes_on_serving_where_what_it_needs_as_primary_is_damaged(
+    world: World,
+) -> None:
+    """1 n2 follows; 2 the manifest in the store is damaged; 3 the map makes n2 the primary; 4 it
+    looks again; 5 the map is another.
+    """
+    async with world.primary("b1") as primary:
+        await primary.write(enrol(1))
+        await primary.flush()
+    (item,) = (await world.coord.list(keys.MAPS)).items
+    before = decode_shard_map(item.value)
+    node = node_of(world, "n2")
+    follower = Follower(world.ports("n2", "b2"), GALLERY, SHARD)
+    await follower.open(0, None)
+    node.copies[SHARD.shard_id] = follower
+    (name,) = [name for name in world.store.objects if "/manifests/" in name]
+    world.store.objects[name] = world.store.objects[name][:-4]
+
+    outdated = []
+    for version in (2, 3):
+        mine = replace(SHARD, node_ids=(NodeId("n2"), NodeId("n1")))
+        after = encode_shard_map(replace(before, version=version, shards=(mine,)))
+        await world.coord.txn([], [Put(keys.shard_map(GALLERY.name), after)])
+        for prefix in WATCHED:
+            node.view.take(prefix, Listing(await world.coord.list(prefix)))
+        holding = node.view.holdings(NodeId("n2"))[SHARD.shard_id]
+        outdated.append(node._is_outdated(follower, holding))
+        await node._replace(follower, holding)
+        outdated.append(node._is_outdated(follower, holding))
+
+    assert node.copies == {SHARD.shard_id: follower}
+    assert (follower.phase, found(follower, enrol(1))) == (Phase.SERVING, ["s-1-0", "s-1-1"])
+    assert outdated == [True, False, True, False]
+    assert name in follower.problem
+
+
+def node_of(world: World, node_id: str) -> Node:
+    """Return a node that does nothing by itself."""
+    ports = world.ports(node_id, f"boot-{node_id}")
+    committer = Committer(
+        CommitterPorts(world.coord, world.store, ports.clock, lambda: "u", ports.logger),
+        lambda _: None,
+    )
+    no_trainer: Any = None
+    return Node(ports, committer, no_trainer, View(), policy=NodePolicy(60.0))
+
+
+async def test_a_shard_taken_away_and_given_back_while_it_opens_is_opened_in_the_end(
+    world: World,
+) -> None:
+    """1 a shard opens, and waits; 2 the map takes it away; 3 and back; 4 the wait ends."""
+    ports = world.ports("n1", "b1")
+    committer = Committer(
+        CommitterPorts(world.coord, world.store, ports.clock, lambda: "u", ports.logger),
+        lambda _: None,
+    )
+    no_trainer: Any = None
+    node = Node(ports, committer, no_trainer, View(), policy=NodePolicy(60.0))
+    for prefix in (keys.GALLERIES, keys.MAPS):
+        node.view.take(prefix, Listing(await world.coord.list(prefix)))
+    node._reconcile()
+    node._busy.add(f"open {SHARD.shard_id}")
+    node.view.take(keys.MAPS, Listing(Snapshot(99, ())))
+    node._reconcile()
+    node.view.take(keys.MAPS, Listing(await world.coord.list(keys.MAPS)))
+    node._reconcile()
+    meanwhile = list(node.copies)
+    node._busy.clear()
+    node._leaving.clear()
+    node._reconcile()
+
+    assert (meanwhile, list(node.copies)) == ([], [SHARD.shard_id])
+
+
+async def test_a_shard_given_back_while_its_copy_closes_is_opened_when_that_has_closed(
+    world: World,
+) -> None:
+    """1 a copy flushes, and its shard is taken away; 2 the map gives it back; 3 the flush ends,
+    and the shard is opened again; 4 it is taken away once more.
+    """
+    world.store = store = GatedStore()
+    ports, shard_id = world.ports("n1", "b1"), SHARD.shard_id
+    committer = Committer(
+        CommitterPorts(
+            world.coord, store, ports.clock, lambda: f"u{next(world.uuids)}", ports.logger
+        ),
+        lambda _: None,
+    )
+    no_trainer: Any = None
+    node = Node(ports, committer, no_trainer, View(), policy=NodePolicy(600.0))
+    running = asyncio.get_running_loop().create_task(node.run())
+
+    def serving() -> bool:
+        return shard_id in node.copies and node.copies[shard_id].phase is Phase.SERVING
+
+    await until(serving)
+    first: Any = node.copies[shard_id]
+    await first.write(enrol(1))
+    maps, nothing = Listing(await world.coord.list(keys.MAPS)), Listing(Snapshot(99, ()))
+    store.puts.closed = True
+    flushing = asyncio.get_running_loop().create_task(first.flush())
+    await store.puts.reached.wait()
+    node.view.take(keys.MAPS, nothing)
+    node._reconcile()
+    await until(lambda: first.phase is Phase.CLOSED)
+    node.view.take(keys.MAPS, maps)
+    node._reconcile()
+    meanwhile = (list(node.copies), list(node._leaving))
+    store.puts.open.set()
+    with pytest.raises(FencedError):
+        await flushing
+    await until(serving)
+    second = node.copies[shard_id]
+    assert (second is first, first.phase) == (False, Phase.CLOSED)
+    node.view.take(keys.MAPS, nothing)
+    node._reconcile()
+    await until(lambda: not node._leaving and not node._busy)
+    running.cancel()
+
+    assert meanwhile == ([], [shard_id]), "one after the other"
+    assert (second.phase, committer._writers) == (Phase.CLOSED, [])
 
 
 class TwoProcesses(ChannelPool):
@@ -298,6 +442,9 @@ class Line:
     def __init__(self, address: str) -> None:
         self._address = address
 
+    def unary_stream(self, _path: str, **_rest: Any) -> None:
+        """Streams are asked for by nobody here."""
+
     def unary_unary(self, _path: str, **_rest: Any) -> Callable[..., Awaitable[Any]]:
         async def method(_request: Any, **_rest: Any) -> Any:
             if self._address == "old:1":
@@ -307,13 +454,17 @@ class Line:
 
 
 @pytest.mark.parametrize("boots", [("old", "new"), ("new", "old")])
-async def test_an_erasure_waits_for_every_process_of_a_follower(boots: tuple[str, ...]) -> None:
+async def test_an_erasure_waits_for_every_process_of_a_follower(
+    world: World, boots: tuple[str, ...]
+) -> None:
     view, clock = View(), SkippingClock()
     for boot in boots:
         value = encode_node(NodeInfo(NodeId("n2"), boot, f"{boot}:1"))
         item = KeyValue(keys.node(NodeId("n2"), boot), value, 7)
         view.take(keys.NODES, Changed("put", item.key, item, 7))
 
-    await Spread(TwoProcesses(), clock, view).wait(SHARD, 1)
+    no_committer: Any = None
+    primary = Primary(world.ports("n1", "b1"), no_committer, GALLERY, SHARD)
+    await Spread(TwoProcesses(), clock, view).wait(primary, 1, SHARD)
 
     assert clock.skipped_s > STALENESS_S

@@ -14,7 +14,7 @@ from facegrid.ids import GalleryName, NodeId, ShardId
 from facegrid.model import Coverage
 from router.dispatch.coalesce import CoalesceLimits, Coalescer, Share, joined
 from router.dispatch.positions import Positions
-from router.dispatch.scatter import Answer, Question
+from router.dispatch.question import Answer, Question
 from router.dispatch.supervisor import Supervisor
 from router.plan.merge import Merged
 from tests.fakes.router_cluster import cluster, faces

@@ -12,7 +12,7 @@ from facegrid.ids import GalleryName
 from facegrid.model import Coverage
 from router.dispatch.coalesce import Share
 from router.dispatch.erasures import Erasures, Gone, Name
-from router.dispatch.scatter import Answer
+from router.dispatch.question import Answer
 from router.plan.merge import Merged
 from tests.fakes.router_cluster import Cluster, cluster, faces
 

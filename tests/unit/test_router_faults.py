@@ -92,6 +92,35 @@ async def test_a_shard_without_another_replica_is_asked_for_again_a_moment_later
     assert answer.result() == EVERYBODY
 
 
+async def test_a_newer_map_starts_over_so_that_an_answer_is_of_one_map() -> None:
+    """1. n2 refuses its shards, and n1 holds the question. 2. the map changes. 3. n1 fails, n2
+    answers for the shards of n1. 4. all is asked again with the newer map.
+    """
+    async with cluster() as running:
+        await filled(running, replicas_count=2)
+        first, second = running.nodes
+        first.mischief.hold["Search"] = asyncio.Event()
+        first.mischief.fail["Search"] = UnavailableError("not now", reason="BUSY")
+        second.mischief.refuse = {SHARD(n): "SHARD_OPENING" for n in range(4)}
+        async with asyncio.TaskGroup() as group:
+            answer = group.create_task(running.client.identify(faces(40), k=1))
+            await running.until(lambda: len(first.searches) == 2)
+            await running.move_primaries()
+            watcher = running.client.server.watcher
+            await running.until(
+                lambda: (
+                    {item.shard_map.version for item in watcher.topology.galleries.values()} == {2}
+                )
+            )
+            second.mischief.refuse = {}
+            first.mischief.hold["Search"].set()
+
+    found = answer.result()
+    assert (found.map_version, found.coverage.share) == (2, 1.0)
+    assert [one.candidates[0].subject_id for one in found.lists] == EVERYBODY
+    assert {request.map_version for request in second.searches[-1:]} == {2}
+
+
 async def test_what_could_not_be_searched_fails_the_call_and_names_shard_and_node() -> None:
     async with cluster() as running:
         await filled(running)

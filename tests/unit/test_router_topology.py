@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from facegrid.coord import keys
+from facegrid.coord import keys, saved
 from facegrid.coord.port import Delete, KeyValue, Put
 from facegrid.errors import CorruptError, DeadlineError, UnavailableError
 from facegrid.format import records
@@ -17,7 +17,6 @@ from facegrid.telemetry.log import get_logger
 from facegrid.testing.manual_clock import ManualClock
 from facegrid.testing.memory_coord import MemoryCoordinator
 from router.plan import placement
-from router.topology import state
 from router.topology.snapshot import Problem, ServedGallery, Topology, assemble
 from router.topology.watcher import SILENCE_S_MAX, Watcher
 
@@ -78,24 +77,24 @@ def test_a_damaged_record_is_left_out_and_told() -> None:
 
 
 def test_saved_keys_come_back(tmp_path: Path) -> None:
-    state.save(tmp_path / "new", STAFF_ITEMS)
-    state.save(tmp_path / "new", STAFF_ITEMS)
+    saved.save(tmp_path / "new", STAFF_ITEMS)
+    saved.save(tmp_path / "new", STAFF_ITEMS)
 
-    assert state.load(tmp_path / "new") == STAFF_ITEMS
+    assert saved.load(tmp_path / "new") == STAFF_ITEMS
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["topology"]
-    assert state.load(tmp_path) == ()
+    assert saved.load(tmp_path) == ()
 
 
 def test_any_flipped_bit_of_a_saved_file_is_noticed() -> None:
-    data = state.encode_state(STAFF_ITEMS[:1])
+    data = saved.encode_state(STAFF_ITEMS[:1])
 
     for position in range(len(data)):
         damaged = bytearray(data)
         damaged[position] ^= 1
         with pytest.raises(CorruptError):
-            state.decode_state(bytes(damaged))
+            saved.decode_state(bytes(damaged))
     with pytest.raises(CorruptError):
-        state.decode_state(data[:-1])
+        saved.decode_state(data[:-1])
 
 
 def watcher(coordinator: MemoryCoordinator, clock: ManualClock, folder: Path | None) -> Watcher:
@@ -183,6 +182,6 @@ def test_a_folder_that_cannot_be_written_stops_the_start(tmp_path: Path, path: s
 
 
 def test_finding_out_whether_a_folder_can_be_written_leaves_nothing_there(tmp_path: Path) -> None:
-    state.probe(tmp_path / "new")
+    saved.probe(tmp_path / "new")
 
     assert list((tmp_path / "new").iterdir()) == []

@@ -14,6 +14,7 @@ from facegrid.errors import (
     InvalidError,
     NotFoundError,
     OverloadedError,
+    PreconditionError,
     UnavailableError,
 )
 from facegrid.rpc.status import DETAILS_KEY, from_grpc, to_grpc
@@ -21,6 +22,7 @@ from facegrid.rpc.status import DETAILS_KEY, from_grpc, to_grpc
 CODES = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     ConflictError: grpc.StatusCode.ALREADY_EXISTS,
+    PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     FencedError: grpc.StatusCode.ABORTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,

@@ -1,14 +1,15 @@
 """Training from the samples of several shards."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from facegrid.clock import SystemClock
 from facegrid.coord import keys
-from facegrid.coord.port import KeyValue, Listing, Snapshot
-from facegrid.errors import UnavailableError
-from facegrid.format.records import encode_gallery, encode_shard_map
+from facegrid.coord.port import KeyValue, Listing, Put, Snapshot
+from facegrid.errors import FencedError, UnavailableError
+from facegrid.format.records import decode_gallery, encode_gallery, encode_shard_map
 from facegrid.ids import KEY_LAST, GalleryName, NodeId, ShardId
 from facegrid.model import Gallery, HashRange, ShardAssignment, ShardMap
 from facegrid.rpc.pool import ChannelPool
@@ -51,3 +52,29 @@ async def test_nodes_that_are_away_are_an_outage_and_not_the_end_of_the_trainer(
             await Trainer(ports, view).train("g", clock.now_s() + 5)
 
     assert away.value.reason == "NODE_AWAY"
+
+
+async def test_what_changes_while_a_gallery_is_trained_stays_and_another_codebook_wins() -> None:
+    clock = SystemClock()
+    coord = MemoryCoordinator(clock)
+    key = keys.gallery(GALLERY.name)
+    with ThreadPoolExecutor(1) as thread:
+        ports = TrainerPorts(
+            coord=coord,
+            clock=clock,
+            pool=ChannelPool(),
+            codebooks=Codebooks(MemoryBlobStore()),
+            build_thread=thread,
+            threads=1,
+        )
+        trainer = Trainer(ports, View())
+        await coord.txn([], [Put(key, encode_gallery(replace(GALLERY, miss_rate_max=0.01)))])
+
+        await trainer._publish(GALLERY, "ab" * 32)
+        with pytest.raises(FencedError):
+            await trainer._publish(GALLERY, "cd" * 32)
+
+        item = await coord.get(key)
+
+    assert item is not None
+    assert decode_gallery(item.value) == replace(GALLERY, miss_rate_max=0.01, codebook="ab" * 32)

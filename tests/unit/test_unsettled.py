@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from facegrid.clock import SystemClock
 from facegrid.coord import keys
 from facegrid.coord.port import Delete, KeyValue, Put
 from facegrid.errors import CorruptError, FencedError, UnavailableError
@@ -217,3 +218,60 @@ async def test_a_process_from_before_the_loss_cannot_commit_though_revisions_com
 
         with pytest.raises(FencedError):
             await old.write(enrol_request(2))
+
+
+async def test_a_follower_refuses_an_etcd_that_was_set_back(world: EngineWorld) -> None:
+    """1 enrol, back up; 2 erase, enrol; 3 etcd is set back; 4 a follower opens."""
+    async with world.primary("b1") as first:
+        await first.write(enrol_request(1))
+        backed_up = await backup(world)
+        await first.write(EraseRequest("e-1", [], ["s-1-0"]))
+        await first.write(enrol_request(2))
+    await set_back(world, backed_up)
+    follower = world.follower("b2")
+
+    with pytest.raises(CorruptError) as refused:
+        await follower.open(0, None)
+
+    assert refused.value.reason == "ETCD_BEHIND"
+
+
+async def test_a_follower_notices_that_etcd_is_set_back_under_it(world: EngineWorld) -> None:
+    async with world.primary("b1") as first:
+        backed_up = await backup(world)
+        await first.write(enrol_request(1))
+        follower = world.follower("b2")
+        await follower.open(0, None)
+    await set_back(world, backed_up)
+
+    with pytest.raises(CorruptError) as refused:
+        await follower.confirm(None, SystemClock().now_s())
+
+    assert refused.value.reason == "ETCD_BEHIND"
+
+
+async def test_a_copy_opened_without_etcd_is_loaded_anew_before_it_is_confirmed(
+    world: EngineWorld,
+) -> None:
+    """1 an object is stored, not committed; 2 a node starts without etcd; 3 etcd is back, and the
+    next primary has committed another object in its place.
+    """
+    async with world.primary("b1") as first:
+        await first.write(enrol_request(1))
+        world.coord.stop()
+        with pytest.raises(UnavailableError):
+            await first.write(enrol_request(2))
+        follower = world.follower("b2")
+        await follower.open_without_etcd(None)
+        before = (follower.state.position, follower.confirmed)
+    world.coord.start()
+    for name in await world.store.list(f"shards/{SHARD.shard_id}/log/"):
+        if f"-{2:019d}-" in name:
+            await world.store.delete(name)
+
+    async with world.primary("b3") as second:
+        await second.write(enrol_request(3))
+        await follower.confirm(second.state.log, SystemClock().now_s())
+
+        assert before == (2, False)
+        assert (follower.state.digest, follower.confirmed) == (second.state.digest, True)

@@ -26,7 +26,7 @@ def listed(**values: bytes) -> View:
 
 def test_primary_and_followers_hold_the_shards_of_the_map_and_others_none() -> None:
     view = listed(galleries=encode_gallery(GALLERY), map=encode_shard_map(MAP))
-    holding = {SHARD.shard_id: Holding(GALLERY, SHARD, 7)}
+    holding = {SHARD.shard_id: Holding(GALLERY, SHARD, 7, 1)}
 
     assert [view.holdings(NodeId(node)) for node in ("n1", "n2", "n3")] == [holding, holding, {}]
 

@@ -1,8 +1,8 @@
 """Blocking questions to a process: is it healthy, and what does a router know of the cluster."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -12,6 +12,18 @@ from facegrid.api.admin.v1 import admin_service_pb2, admin_service_pb2_grpc
 from facegrid.errors import FacegridError, UnavailableError
 from facegrid.rpc.channel import channel_options
 from facegrid.rpc.status import from_grpc
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+if TYPE_CHECKING:
+    # What grpc has at run time takes no arguments.
+    Method = Callable[
+        [admin_service_pb2_grpc.AdminServiceStub], grpc.UnaryUnaryMultiCallable[Request, Answer]
+    ]
+
+_NOBODY = ("TRANSPORT", "DEADLINE_EXCEEDED")
+"""Reasons that say nothing but that nobody answered."""
 
 
 @contextmanager
@@ -48,6 +60,58 @@ def cluster_status(address: str, *, timeout_s: float) -> admin_service_pb2.Clust
     Raises:
         UnavailableError: nobody answers at the address.
     """
+    request = admin_service_pb2.ClusterStatusRequest()
+    return _call(address, lambda stub: stub.ClusterStatus, request, timeout_s=timeout_s)
+
+
+def take_over(
+    address: str, node_id: str, *, timeout_s: float
+) -> admin_service_pb2.TakeOverResponse:
+    """Have a router give the shards of a node to others.
+
+    Raises:
+        NotFoundError: no map names the node.
+        UnavailableError: nobody answers at the address, or there is nobody to take a shard.
+    """
+    request = admin_service_pb2.TakeOverRequest(node_id=node_id)
+    return _call(address, lambda stub: stub.TakeOver, request, timeout_s=timeout_s)
+
+
+def ask(
+    addresses: Sequence[str],
+    method: "Method[Request, Answer]",
+    request: Request,
+    *,
+    timeout_s: float,
+) -> Answer:
+    """Return what the first router that can answers. The request may be repeated: it changes
+    nothing, or sets something to a value, or has an id by which a repetition is known.
+
+    Args:
+        addresses: of the routers, asked one after the other while they are unavailable.
+        method: of a stub of AdminService, the call.
+        request: its argument.
+        timeout_s: for each router.
+
+    Raises:
+        UnavailableError: no router can answer now.
+        FacegridError: a router refuses.
+    """
+    problems = []
+    for address in addresses:
+        try:
+            return _call(address, method, request, timeout_s=timeout_s)
+        except UnavailableError as error:
+            if len(addresses) == 1 and error.reason not in _NOBODY:
+                raise
+            problems.append(f"{address}: {error.message}")
+    raise UnavailableError(f"no router answers problems={'; '.join(problems)}")
+
+
+def _call(
+    address: str, method: "Method[Request, Answer]", request: Request, *, timeout_s: float
+) -> Answer:
+    """Return what one router answers."""
     with _channel(address) as channel:
         stub = admin_service_pb2_grpc.AdminServiceStub(channel)
-        return stub.ClusterStatus(admin_service_pb2.ClusterStatusRequest(), timeout=timeout_s)
+        return method(stub)(request, timeout=timeout_s)

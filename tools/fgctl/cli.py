@@ -17,8 +17,16 @@ from fgctl.online.cluster import cluster
 from fgctl.online.enrol import enrol
 from fgctl.online.gallery import gallery
 from fgctl.online.identify import identify
+from fgctl.online.load import load
+from fgctl.online.node import node
+from fgctl.online.ops import ops
+from fgctl.online.rebalance import rebalance, replicas
+from fgctl.online.shard import shard
 from fgctl.online.store import store
 from fgctl.online.templates import erase, get, verify
+from fgctl.online.top import top
+from fgctl.plan.commands import plan
+from fgctl.snapshot.commands import snapshot
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -37,10 +45,19 @@ for command in (
     gallery,
     get,
     identify,
+    load,
     local,
     meta,
+    node,
     offline,
+    ops,
+    plan,
+    rebalance,
+    replicas,
+    shard,
+    snapshot,
     store,
+    top,
     verify,
 ):
     cli.add_command(command)

@@ -30,6 +30,8 @@ class ProcessRecord:
         peer_address: host:port for other members; etcd only.
         advertise: host:port that the others are told, where something stands in between; nodes
             only; empty: as address.
+        etcd: host:port,... of the etcd members as this process reaches them, where something
+            stands in between; empty: their own addresses.
         pid: 0 when it was stopped on purpose or never started.
         created_s: when the process was created, Unix seconds, as the operating system says.
         argv: its whole command line.
@@ -43,6 +45,7 @@ class ProcessRecord:
     created_s: float = 0.0
     argv: tuple[str, ...] = ()
     advertise: str = ""
+    etcd: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,10 @@ class ClusterRecord:
                 changed if process.name == changed.name else process for process in self.processes
             ),
         )
+
+    def store_in(self, directory: Path) -> str:
+        """Return the URL of the store that the nodes share, of a cluster in this folder."""
+        return self.store or f"dir:{directory / 'store'}"
 
     @property
     def router_targets(self) -> tuple[str, ...]:

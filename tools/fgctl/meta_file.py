@@ -92,7 +92,11 @@ def load(path: Path) -> Meta:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["version"] != VERSION:
-            raise _unreadable(path, f"version={document['version']}")
+            raise CorruptError(
+                "the file is of another version of fgctl meta save"
+                f" path={path} version={document['version']}",
+                reason="META_FILE",
+            )
         return Meta(
             revision=int(document["revision"]),
             saved_unix_ms=int(document["saved_unix_ms"]),
@@ -103,8 +107,11 @@ def load(path: Path) -> Meta:
         )
     except FileNotFoundError:
         raise NotFoundError(f"no such file path={path}", reason="META_FILE") from None
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
-        raise _unreadable(path, str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
+        # What the decoder says of a file of another kind helps nobody.
+        raise CorruptError(
+            f"this is no file of fgctl meta save, or it is damaged path={path}", reason="META_FILE"
+        ) from None
 
 
 def save(path: Path, meta: Meta) -> None:
@@ -123,10 +130,3 @@ def save(path: Path, meta: Meta) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-
-
-def _unreadable(path: Path, problem: str) -> CorruptError:
-    return CorruptError(
-        f"cannot be read as saved records of etcd path={path} problem={problem}",
-        reason="META_FILE",
-    )

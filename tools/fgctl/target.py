@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 import facegrid
 from facegrid.limits import DEADLINE_S_MAX
-from fgctl import cluster_file
+from fgctl import admin, cluster_file
 
 ROUTER_VARIABLE = "FACEGRID_ROUTER"
 TIMEOUT_S = 30.0
@@ -28,16 +28,26 @@ class Target:
         timeout_s: None when nothing was said; commands have their own defaults.
         as_json: print one JSON document instead of text.
         replicas: the default of a local cluster, 1 for others.
+        store: URL of the object store of a local cluster; empty for others.
     """
 
     routers: tuple[str, ...]
     timeout_s: float | None
     as_json: bool
     replicas: int = 1
+    store: str = ""
 
     def timeout_or(self, default_s: float) -> float:
         """Return the time limit of one call."""
         return default_s if self.timeout_s is None else self.timeout_s
+
+    def ask(
+        self,
+        method: "admin.Method[admin.Request, admin.Answer]",
+        request: admin.Request,
+    ) -> admin.Answer:
+        """Return what a router answers to operators, see `admin.ask`."""
+        return admin.ask(self.routers, method, request, timeout_s=self.timeout_or(TIMEOUT_S))
 
     @contextmanager
     def client(self, *, timeout_s: float = TIMEOUT_S) -> Iterator[facegrid.Client]:
@@ -98,16 +108,16 @@ def online(command: Callable[..., None]) -> Callable[..., None]:
         **rest: Any,
     ) -> None:
         named = _named_routers(routers, directory)
-        replicas = 1
+        replicas, store = 1, ""
         if directory is not None:
             cluster = cluster_file.load(directory)
             named = named or cluster.router_targets
-            replicas = cluster.replicas
+            replicas, store = cluster.replicas, cluster.store_in(directory)
         if not named:
             raise click.UsageError(
                 f"say which cluster: --router HOST:PORT, or --dir DIR, or set {ROUTER_VARIABLE}"
             )
-        command(Target(named, timeout_s, as_json, replicas), **rest)
+        command(Target(named, timeout_s, as_json, replicas, store), **rest)
 
     return with_target
 
@@ -120,15 +130,32 @@ def _named_routers(routers: tuple[str, ...], directory: Path | None) -> tuple[st
     return tuple(name.strip() for text in routers for name in text.split(",") if name.strip())
 
 
-def confirm(question: str, *, yes: bool) -> None:
+IRREVOCABLE = "this cannot be undone"
+
+
+class Declined(click.ClickException):
+    """A person was asked and said no; nothing was done."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing was changed: you said no")
+
+
+def confirm(question: str, *, yes: bool, refusal: str = IRREVOCABLE) -> None:
     """Go on only with --yes, or when a person at a terminal says so.
+
+    Args:
+        question: what to ask.
+        yes: it was said already.
+        refusal: why it needs to be said, where there is nobody to ask.
 
     Raises:
         click.UsageError: there is no terminal to ask on.
-        click.Abort: the person declined.
+        Declined: the person said no.
+        click.Abort: the person pressed Ctrl-C.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError("this cannot be undone: repeat it with --yes")
-    click.confirm(question, abort=True, err=True)
+        raise click.UsageError(f"{refusal}: repeat it with --yes")
+    if not click.confirm(question, err=True):
+        raise Declined

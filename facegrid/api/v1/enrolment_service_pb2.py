@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from facegrid.api.v1 import types_pb2 as facegrid_dot_api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'facegrid/api/v1/enrolment_service.proto\x12\x0f\x66\x61\x63\x65grid.api.v1\x1a\x1b\x66\x61\x63\x65grid/api/v1/types.proto\"\x89\x01\n\x0c\x45nrolRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0ctemplate_ids\x18\x03 \x03(\t\x12\x13\n\x0bsubject_ids\x18\x04 \x03(\t\x12)\n\x07vectors\x18\x05 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors\"g\n\rEnrolResponse\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x16\n\x0e\x65nrolled_count\x18\x02 \x01(\x03\x12\x17\n\x0funchanged_count\x18\x03 \x01(\x03\"^\n\x0c\x45raseRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0ctemplate_ids\x18\x03 \x03(\t\x12\x13\n\x0bsubject_ids\x18\x04 \x03(\t\"V\n\rEraseResponse\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x1e\n\x16\x65rased_templates_count\x18\x02 \x01(\x03\"u\n\x12GetTemplateRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x13\n\x0btemplate_id\x18\x02 \x01(\t\x12\x12\n\nsubject_id\x18\x03 \x01(\t\x12%\n\x05\x61\x66ter\x18\x04 \x01(\x0b\x32\x16.facegrid.api.v1.Token\"h\n\x13GetTemplateResponse\x12\x13\n\x0btemplate_id\x18\x01 \x01(\t\x12\x12\n\nsubject_id\x18\x02 \x01(\t\x12(\n\x06vector\x18\x03 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors2\xce\x02\n\x10\x45nrolmentService\x12\x46\n\x05\x45nrol\x12\x1d.facegrid.api.v1.EnrolRequest\x1a\x1e.facegrid.api.v1.EnrolResponse\x12P\n\x0b\x45nrolStream\x12\x1d.facegrid.api.v1.EnrolRequest\x1a\x1e.facegrid.api.v1.EnrolResponse(\x01\x30\x01\x12\x46\n\x05\x45rase\x12\x1d.facegrid.api.v1.EraseRequest\x1a\x1e.facegrid.api.v1.EraseResponse\x12X\n\x0bGetTemplate\x12#.facegrid.api.v1.GetTemplateRequest\x1a$.facegrid.api.v1.GetTemplateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'facegrid/api/v1/enrolment_service.proto\x12\x0f\x66\x61\x63\x65grid.api.v1\x1a\x1b\x66\x61\x63\x65grid/api/v1/types.proto\"\x89\x01\n\x0c\x45nrolRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0ctemplate_ids\x18\x03 \x03(\t\x12\x13\n\x0bsubject_ids\x18\x04 \x03(\t\x12)\n\x07vectors\x18\x05 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors\"g\n\rEnrolResponse\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x16\n\x0e\x65nrolled_count\x18\x02 \x01(\x03\x12\x17\n\x0funchanged_count\x18\x03 \x01(\x03\"^\n\x0c\x45raseRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0ctemplate_ids\x18\x03 \x03(\t\x12\x13\n\x0bsubject_ids\x18\x04 \x03(\t\"V\n\rEraseResponse\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x1e\n\x16\x65rased_templates_count\x18\x02 \x01(\x03\"\x8d\x01\n\x12GetTemplateRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x13\n\x0btemplate_id\x18\x02 \x01(\t\x12\x12\n\nsubject_id\x18\x03 \x01(\t\x12%\n\x05\x61\x66ter\x18\x04 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x16\n\x0e\x63onfirmed_only\x18\x05 \x01(\x08\"}\n\x13GetTemplateResponse\x12\x13\n\x0btemplate_id\x18\x01 \x01(\t\x12\x12\n\nsubject_id\x18\x02 \x01(\t\x12(\n\x06vector\x18\x03 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors\x12\x13\n\x0bunconfirmed\x18\x04 \x01(\x08\x32\xce\x02\n\x10\x45nrolmentService\x12\x46\n\x05\x45nrol\x12\x1d.facegrid.api.v1.EnrolRequest\x1a\x1e.facegrid.api.v1.EnrolResponse\x12P\n\x0b\x45nrolStream\x12\x1d.facegrid.api.v1.EnrolRequest\x1a\x1e.facegrid.api.v1.EnrolResponse(\x01\x30\x01\x12\x46\n\x05\x45rase\x12\x1d.facegrid.api.v1.EraseRequest\x1a\x1e.facegrid.api.v1.EraseResponse\x12X\n\x0bGetTemplate\x12#.facegrid.api.v1.GetTemplateRequest\x1a$.facegrid.api.v1.GetTemplateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,10 +40,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERASEREQUEST']._serialized_end=428
   _globals['_ERASERESPONSE']._serialized_start=430
   _globals['_ERASERESPONSE']._serialized_end=516
-  _globals['_GETTEMPLATEREQUEST']._serialized_start=518
-  _globals['_GETTEMPLATEREQUEST']._serialized_end=635
-  _globals['_GETTEMPLATERESPONSE']._serialized_start=637
-  _globals['_GETTEMPLATERESPONSE']._serialized_end=741
-  _globals['_ENROLMENTSERVICE']._serialized_start=744
-  _globals['_ENROLMENTSERVICE']._serialized_end=1078
+  _globals['_GETTEMPLATEREQUEST']._serialized_start=519
+  _globals['_GETTEMPLATEREQUEST']._serialized_end=660
+  _globals['_GETTEMPLATERESPONSE']._serialized_start=662
+  _globals['_GETTEMPLATERESPONSE']._serialized_end=787
+  _globals['_ENROLMENTSERVICE']._serialized_start=790
+  _globals['_ENROLMENTSERVICE']._serialized_end=1124
 # @@protoc_insertion_point(module_scope)

@@ -156,10 +156,15 @@ class GetTemplateRequest(_message.Message):
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    CONFIRMED_ONLY_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     template_id: _builtins.str
     subject_id: _builtins.str
     """Unset: looked for among all subjects."""
+    confirmed_only: _builtins.bool
+    """Refuse an answer that cannot be confirmed, see Coverage.unconfirmed_share: UNAVAILABLE
+    (UNCONFIRMED).
+    """
     @_builtins.property
     def after(self) -> _types_pb2.Token:
         """Unset: what the copy that is asked has; with several copies it may be some moments behind."""
@@ -171,10 +176,11 @@ class GetTemplateRequest(_message.Message):
         template_id: _builtins.str = ...,
         subject_id: _builtins.str = ...,
         after: _types_pb2.Token | None = ...,
+        confirmed_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "gallery", b"gallery", "subject_id", b"subject_id", "template_id", b"template_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "confirmed_only", b"confirmed_only", "gallery", b"gallery", "subject_id", b"subject_id", "template_id", b"template_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -187,8 +193,11 @@ class GetTemplateResponse(_message.Message):
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     VECTOR_FIELD_NUMBER: _builtins.int
+    UNCONFIRMED_FIELD_NUMBER: _builtins.int
     template_id: _builtins.str
     subject_id: _builtins.str
+    unconfirmed: _builtins.bool
+    """The copy that answered could not confirm that it has everything."""
     @_builtins.property
     def vector(self) -> _types_pb2.Vectors:
         """One row: the stored vector, norm 1. It differs from what was enrolled by the rounding to 8 bits
@@ -201,10 +210,11 @@ class GetTemplateResponse(_message.Message):
         template_id: _builtins.str = ...,
         subject_id: _builtins.str = ...,
         vector: _types_pb2.Vectors | None = ...,
+        unconfirmed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["subject_id", b"subject_id", "template_id", b"template_id", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subject_id", b"subject_id", "template_id", b"template_id", "unconfirmed", b"unconfirmed", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,8 +97,9 @@ class EnrolmentServiceServicer:
 
     def GetTemplate(self, request, context):
         """Returns one stored template.
-        NOT_FOUND: no such gallery, or template. INVALID_ARGUMENT (TEMPLATE_AMBIGUOUS): several subjects
-        have a template of this id; name the subject.
+        NOT_FOUND: no such gallery, or template (metadata: unconfirmed, where a copy that answered could
+        not confirm that it has everything). INVALID_ARGUMENT (TEMPLATE_AMBIGUOUS): several subjects
+        have a template of this id; name the subject. UNAVAILABLE (UNCONFIRMED): see confirmed_only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,8 +57,9 @@ class EnrolmentServiceStub:
     """
     GetTemplate: _grpc.UnaryUnaryMultiCallable[_enrolment_service_pb2.GetTemplateRequest, _enrolment_service_pb2.GetTemplateResponse]
     """Returns one stored template.
-    NOT_FOUND: no such gallery, or template. INVALID_ARGUMENT (TEMPLATE_AMBIGUOUS): several subjects
-    have a template of this id; name the subject.
+    NOT_FOUND: no such gallery, or template (metadata: unconfirmed, where a copy that answered could
+    not confirm that it has everything). INVALID_ARGUMENT (TEMPLATE_AMBIGUOUS): several subjects
+    have a template of this id; name the subject. UNAVAILABLE (UNCONFIRMED): see confirmed_only.
     """
 
 @_typing.type_check_only
@@ -90,8 +91,9 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     """
     GetTemplate: _aio.UnaryUnaryMultiCallable[_enrolment_service_pb2.GetTemplateRequest, _enrolment_service_pb2.GetTemplateResponse]  # type: ignore[assignment]
     """Returns one stored template.
-    NOT_FOUND: no such gallery, or template. INVALID_ARGUMENT (TEMPLATE_AMBIGUOUS): several subjects
-    have a template of this id; name the subject.
+    NOT_FOUND: no such gallery, or template (metadata: unconfirmed, where a copy that answered could
+    not confirm that it has everything). INVALID_ARGUMENT (TEMPLATE_AMBIGUOUS): several subjects
+    have a template of this id; name the subject. UNAVAILABLE (UNCONFIRMED): see confirmed_only.
     """
 
 class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -144,8 +146,9 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_service_pb2.GetTemplateResponse, _abc.Awaitable[_enrolment_service_pb2.GetTemplateResponse]]:
         """Returns one stored template.
-        NOT_FOUND: no such gallery, or template. INVALID_ARGUMENT (TEMPLATE_AMBIGUOUS): several subjects
-        have a template of this id; name the subject.
+        NOT_FOUND: no such gallery, or template (metadata: unconfirmed, where a copy that answered could
+        not confirm that it has everything). INVALID_ARGUMENT (TEMPLATE_AMBIGUOUS): several subjects
+        have a template of this id; name the subject. UNAVAILABLE (UNCONFIRMED): see confirmed_only.
         """
 
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

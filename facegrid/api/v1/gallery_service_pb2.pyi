@@ -29,6 +29,8 @@ class CreateGalleryRequest(_message.Message):
     SHARDS_COUNT_FIELD_NUMBER: _builtins.int
     REPLICAS_COUNT_FIELD_NUMBER: _builtins.int
     TRAIN_AT_TEMPLATES_COUNT_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    MISS_RATE_MAX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     dim: _builtins.int
     extractor: _builtins.str
@@ -38,6 +40,10 @@ class CreateGalleryRequest(_message.Message):
     """Unset or 0: 1."""
     train_at_templates_count: _builtins.int
     """Unset: the default of the service (262,144). 0: only TrainGallery trains."""
+    profile: _types_pb2.Profile.ValueType
+    """Unset: balanced."""
+    miss_rate_max: _builtins.float
+    """Unset: 0.001. Above 0 to 0.1."""
     def __init__(
         self,
         *,
@@ -47,13 +53,20 @@ class CreateGalleryRequest(_message.Message):
         shards_count: _builtins.int = ...,
         replicas_count: _builtins.int = ...,
         train_at_templates_count: _builtins.int | None = ...,
+        profile: _types_pb2.Profile.ValueType = ...,
+        miss_rate_max: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_train_at_templates_count", b"_train_at_templates_count", "train_at_templates_count", b"train_at_templates_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_miss_rate_max", b"_miss_rate_max", "_train_at_templates_count", b"_train_at_templates_count", "miss_rate_max", b"miss_rate_max", "train_at_templates_count", b"train_at_templates_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_train_at_templates_count", b"_train_at_templates_count", "dim", b"dim", "extractor", b"extractor", "name", b"name", "replicas_count", b"replicas_count", "shards_count", b"shards_count", "train_at_templates_count", b"train_at_templates_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_miss_rate_max", b"_miss_rate_max", "_train_at_templates_count", b"_train_at_templates_count", "dim", b"dim", "extractor", b"extractor", "miss_rate_max", b"miss_rate_max", "name", b"name", "profile", b"profile", "replicas_count", b"replicas_count", "shards_count", b"shards_count", "train_at_templates_count", b"train_at_templates_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__miss_rate_max: _TypeAlias = _typing.Literal["miss_rate_max"]  # noqa: Y015
+    _WhichOneofArgType__miss_rate_max: _TypeAlias = _typing.Literal["_miss_rate_max", b"_miss_rate_max"]  # noqa: Y015
     _WhichOneofReturnType__train_at_templates_count: _TypeAlias = _typing.Literal["train_at_templates_count"]  # noqa: Y015
     _WhichOneofArgType__train_at_templates_count: _TypeAlias = _typing.Literal["_train_at_templates_count", b"_train_at_templates_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__miss_rate_max) -> _WhichOneofReturnType__miss_rate_max | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__train_at_templates_count) -> _WhichOneofReturnType__train_at_templates_count | None: ...
 
 Global___CreateGalleryRequest: _TypeAlias = CreateGalleryRequest  # noqa: Y015
@@ -228,3 +241,97 @@ class TrainGalleryResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainGalleryResponse: _TypeAlias = TrainGalleryResponse  # noqa: Y015
+
+@_typing.final
+class UpdateGalleryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    MISS_RATE_MAX_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    profile: _types_pb2.Profile.ValueType
+    """Unset: stays."""
+    miss_rate_max: _builtins.float
+    """Unset: stays. The efforts follow with the next tuning, which begins by itself."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        profile: _types_pb2.Profile.ValueType = ...,
+        miss_rate_max: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_miss_rate_max", b"_miss_rate_max", "miss_rate_max", b"miss_rate_max"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_miss_rate_max", b"_miss_rate_max", "miss_rate_max", b"miss_rate_max", "name", b"name", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__miss_rate_max: _TypeAlias = _typing.Literal["miss_rate_max"]  # noqa: Y015
+    _WhichOneofArgType__miss_rate_max: _TypeAlias = _typing.Literal["_miss_rate_max", b"_miss_rate_max"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__miss_rate_max) -> _WhichOneofReturnType__miss_rate_max | None: ...
+
+Global___UpdateGalleryRequest: _TypeAlias = UpdateGalleryRequest  # noqa: Y015
+
+@_typing.final
+class UpdateGalleryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gallery(self) -> _types_pb2.Gallery: ...
+    def __init__(
+        self,
+        *,
+        gallery: _types_pb2.Gallery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateGalleryResponse: _TypeAlias = UpdateGalleryResponse  # noqa: Y015
+
+@_typing.final
+class TuneGalleryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MATES_COUNT_MAX_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    mates_count_max: _builtins.int
+    """Mated pairs to measure on, at most; 0: as many as the miss rate wants."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        mates_count_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mates_count_max", b"mates_count_max", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TuneGalleryRequest: _TypeAlias = TuneGalleryRequest  # noqa: Y015
+
+@_typing.final
+class TuneGalleryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gallery(self) -> _types_pb2.Gallery:
+        """With its tuning."""
+
+    def __init__(
+        self,
+        *,
+        gallery: _types_pb2.Gallery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TuneGalleryResponse: _TypeAlias = TuneGalleryResponse  # noqa: Y015

@@ -60,6 +60,16 @@ class GalleryServiceStub:
                 request_serializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TrainGalleryRequest.SerializeToString,
                 response_deserializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TrainGalleryResponse.FromString,
                 _registered_method=True)
+        self.UpdateGallery = channel.unary_unary(
+                '/facegrid.api.v1.GalleryService/UpdateGallery',
+                request_serializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.UpdateGalleryRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.UpdateGalleryResponse.FromString,
+                _registered_method=True)
+        self.TuneGallery = channel.unary_unary(
+                '/facegrid.api.v1.GalleryService/TuneGallery',
+                request_serializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TuneGalleryRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TuneGalleryResponse.FromString,
+                _registered_method=True)
 
 
 class GalleryServiceServicer:
@@ -101,10 +111,29 @@ class GalleryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TrainGallery(self, request, context):
-        """Trains a codebook on a sample of the gallery and waits until every shard searches with it. The
+        """Trains a codebook on a sample of the gallery, waits until every shard searches with it, and tunes. The
         gallery goes on being searched and written meanwhile. Calling it again trains anew.
         INVALID_ARGUMENT (TOO_FEW_TEMPLATES): not enough templates to train on.
         UNAVAILABLE: a shard's node is away; retry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateGallery(self, request, context):
+        """Changes settings that can be changed. What is unset stays. Idempotent.
+        NOT_FOUND: no such gallery. INVALID_ARGUMENT: a setting is out of bounds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TuneGallery(self, request, context):
+        """Measures what the index misses against exact search, on the gallery's own templates, and sets the
+        efforts of the profiles by it. The gallery is searched and written meanwhile. It also happens by
+        itself after training and as the gallery grows.
+        INVALID_ARGUMENT (NOT_TRAINED): the gallery is searched exactly. INVALID_ARGUMENT
+        (TOO_FEW_MATES): nothing could be stated. UNAVAILABLE: a shard's node is away; retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +166,16 @@ def add_GalleryServiceServicer_to_server(servicer, server):
                     servicer.TrainGallery,
                     request_deserializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TrainGalleryRequest.FromString,
                     response_serializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TrainGalleryResponse.SerializeToString,
+            ),
+            'UpdateGallery': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateGallery,
+                    request_deserializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.UpdateGalleryRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.UpdateGalleryResponse.SerializeToString,
+            ),
+            'TuneGallery': grpc.unary_unary_rpc_method_handler(
+                    servicer.TuneGallery,
+                    request_deserializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TuneGalleryRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TuneGalleryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -275,6 +314,60 @@ class GalleryService:
             '/facegrid.api.v1.GalleryService/TrainGallery',
             facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TrainGalleryRequest.SerializeToString,
             facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TrainGalleryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.v1.GalleryService/UpdateGallery',
+            facegrid_dot_api_dot_v1_dot_gallery__service__pb2.UpdateGalleryRequest.SerializeToString,
+            facegrid_dot_api_dot_v1_dot_gallery__service__pb2.UpdateGalleryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TuneGallery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.v1.GalleryService/TuneGallery',
+            facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TuneGalleryRequest.SerializeToString,
+            facegrid_dot_api_dot_v1_dot_gallery__service__pb2.TuneGalleryResponse.FromString,
             options,
             channel_credentials,
             insecure,

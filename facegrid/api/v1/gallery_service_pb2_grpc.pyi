@@ -51,10 +51,21 @@ class GalleryServiceStub:
     NOT_FOUND: no such gallery.
     """
     TrainGallery: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.TrainGalleryRequest, _gallery_service_pb2.TrainGalleryResponse]
-    """Trains a codebook on a sample of the gallery and waits until every shard searches with it. The
+    """Trains a codebook on a sample of the gallery, waits until every shard searches with it, and tunes. The
     gallery goes on being searched and written meanwhile. Calling it again trains anew.
     INVALID_ARGUMENT (TOO_FEW_TEMPLATES): not enough templates to train on.
     UNAVAILABLE: a shard's node is away; retry.
+    """
+    UpdateGallery: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.UpdateGalleryRequest, _gallery_service_pb2.UpdateGalleryResponse]
+    """Changes settings that can be changed. What is unset stays. Idempotent.
+    NOT_FOUND: no such gallery. INVALID_ARGUMENT: a setting is out of bounds.
+    """
+    TuneGallery: _grpc.UnaryUnaryMultiCallable[_gallery_service_pb2.TuneGalleryRequest, _gallery_service_pb2.TuneGalleryResponse]
+    """Measures what the index misses against exact search, on the gallery's own templates, and sets the
+    efforts of the profiles by it. The gallery is searched and written meanwhile. It also happens by
+    itself after training and as the gallery grows.
+    INVALID_ARGUMENT (NOT_TRAINED): the gallery is searched exactly. INVALID_ARGUMENT
+    (TOO_FEW_MATES): nothing could be stated. UNAVAILABLE: a shard's node is away; retry.
     """
 
 @_typing.type_check_only
@@ -80,10 +91,21 @@ class GalleryServiceAsyncStub(GalleryServiceStub):
     NOT_FOUND: no such gallery.
     """
     TrainGallery: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.TrainGalleryRequest, _gallery_service_pb2.TrainGalleryResponse]  # type: ignore[assignment]
-    """Trains a codebook on a sample of the gallery and waits until every shard searches with it. The
+    """Trains a codebook on a sample of the gallery, waits until every shard searches with it, and tunes. The
     gallery goes on being searched and written meanwhile. Calling it again trains anew.
     INVALID_ARGUMENT (TOO_FEW_TEMPLATES): not enough templates to train on.
     UNAVAILABLE: a shard's node is away; retry.
+    """
+    UpdateGallery: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.UpdateGalleryRequest, _gallery_service_pb2.UpdateGalleryResponse]  # type: ignore[assignment]
+    """Changes settings that can be changed. What is unset stays. Idempotent.
+    NOT_FOUND: no such gallery. INVALID_ARGUMENT: a setting is out of bounds.
+    """
+    TuneGallery: _aio.UnaryUnaryMultiCallable[_gallery_service_pb2.TuneGalleryRequest, _gallery_service_pb2.TuneGalleryResponse]  # type: ignore[assignment]
+    """Measures what the index misses against exact search, on the gallery's own templates, and sets the
+    efforts of the profiles by it. The gallery is searched and written meanwhile. It also happens by
+    itself after training and as the gallery grows.
+    INVALID_ARGUMENT (NOT_TRAINED): the gallery is searched exactly. INVALID_ARGUMENT
+    (TOO_FEW_MATES): nothing could be stated. UNAVAILABLE: a shard's node is away; retry.
     """
 
 class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -136,10 +158,33 @@ class GalleryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gallery_service_pb2.TrainGalleryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gallery_service_pb2.TrainGalleryResponse, _abc.Awaitable[_gallery_service_pb2.TrainGalleryResponse]]:
-        """Trains a codebook on a sample of the gallery and waits until every shard searches with it. The
+        """Trains a codebook on a sample of the gallery, waits until every shard searches with it, and tunes. The
         gallery goes on being searched and written meanwhile. Calling it again trains anew.
         INVALID_ARGUMENT (TOO_FEW_TEMPLATES): not enough templates to train on.
         UNAVAILABLE: a shard's node is away; retry.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateGallery(
+        self,
+        request: _gallery_service_pb2.UpdateGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_service_pb2.UpdateGalleryResponse, _abc.Awaitable[_gallery_service_pb2.UpdateGalleryResponse]]:
+        """Changes settings that can be changed. What is unset stays. Idempotent.
+        NOT_FOUND: no such gallery. INVALID_ARGUMENT: a setting is out of bounds.
+        """
+
+    @_abc_1.abstractmethod
+    def TuneGallery(
+        self,
+        request: _gallery_service_pb2.TuneGalleryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gallery_service_pb2.TuneGalleryResponse, _abc.Awaitable[_gallery_service_pb2.TuneGalleryResponse]]:
+        """Measures what the index misses against exact search, on the gallery's own templates, and sets the
+        efforts of the profiles by it. The gallery is searched and written meanwhile. It also happens by
+        itself after training and as the gallery grows.
+        INVALID_ARGUMENT (NOT_TRAINED): the gallery is searched exactly. INVALID_ARGUMENT
+        (TOO_FEW_MATES): nothing could be stated. UNAVAILABLE: a shard's node is away; retry.
         """
 
 def add_GalleryServiceServicer_to_server(servicer: GalleryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

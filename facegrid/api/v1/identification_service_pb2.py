@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from facegrid.api.v1 import types_pb2 as facegrid_dot_api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,facegrid/api/v1/identification_service.proto\x12\x0f\x66\x61\x63\x65grid.api.v1\x1a\x1b\x66\x61\x63\x65grid/api/v1/types.proto\"\xd0\x01\n\x0fIdentifyRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12(\n\x06probes\x18\x02 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors\x12\t\n\x01k\x18\x03 \x01(\r\x12\x16\n\tthreshold\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x19\n\x0c\x63overage_min\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12%\n\x05\x61\x66ter\x18\x06 \x01(\x0b\x32\x16.facegrid.api.v1.TokenB\x0c\n\n_thresholdB\x0f\n\r_coverage_min\"\x83\x01\n\x10IdentifyResponse\x12-\n\x05lists\x18\x01 \x03(\x0b\x32\x1e.facegrid.api.v1.CandidateList\x12+\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x19.facegrid.api.v1.Coverage\x12\x13\n\x0bmap_version\x18\x03 \x01(\x03\"\x84\x01\n\rVerifyRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x12\n\nsubject_id\x18\x02 \x01(\t\x12\'\n\x05probe\x18\x03 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors\x12%\n\x05\x61\x66ter\x18\x04 \x01(\x0b\x32\x16.facegrid.api.v1.Token\"4\n\x0eVerifyResponse\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x13\n\x0btemplate_id\x18\x02 \x01(\t2\xb3\x01\n\x15IdentificationService\x12O\n\x08Identify\x12 .facegrid.api.v1.IdentifyRequest\x1a!.facegrid.api.v1.IdentifyResponse\x12I\n\x06Verify\x12\x1e.facegrid.api.v1.VerifyRequest\x1a\x1f.facegrid.api.v1.VerifyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,facegrid/api/v1/identification_service.proto\x12\x0f\x66\x61\x63\x65grid.api.v1\x1a\x1b\x66\x61\x63\x65grid/api/v1/types.proto\"\xad\x02\n\x0fIdentifyRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12(\n\x06probes\x18\x02 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors\x12\t\n\x01k\x18\x03 \x01(\r\x12\x16\n\tthreshold\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x19\n\x0c\x63overage_min\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12%\n\x05\x61\x66ter\x18\x06 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x1c\n\x0funconfirmed_max\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12)\n\x07profile\x18\x08 \x01(\x0e\x32\x18.facegrid.api.v1.ProfileB\x0c\n\n_thresholdB\x0f\n\r_coverage_minB\x12\n\x10_unconfirmed_max\"\xae\x01\n\x10IdentifyResponse\x12-\n\x05lists\x18\x01 \x03(\x0b\x32\x1e.facegrid.api.v1.CandidateList\x12+\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x19.facegrid.api.v1.Coverage\x12\x13\n\x0bmap_version\x18\x03 \x01(\x03\x12)\n\x07profile\x18\x04 \x01(\x0e\x32\x18.facegrid.api.v1.Profile\"\x9c\x01\n\rVerifyRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x12\n\nsubject_id\x18\x02 \x01(\t\x12\'\n\x05probe\x18\x03 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors\x12%\n\x05\x61\x66ter\x18\x04 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x16\n\x0e\x63onfirmed_only\x18\x05 \x01(\x08\"I\n\x0eVerifyResponse\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x13\n\x0btemplate_id\x18\x02 \x01(\t\x12\x13\n\x0bunconfirmed\x18\x03 \x01(\x08\x32\xb3\x01\n\x15IdentificationService\x12O\n\x08Identify\x12 .facegrid.api.v1.IdentifyRequest\x1a!.facegrid.api.v1.IdentifyResponse\x12I\n\x06Verify\x12\x1e.facegrid.api.v1.VerifyRequest\x1a\x1f.facegrid.api.v1.VerifyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'facegrid.api.v1.identificat
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_IDENTIFYREQUEST']._serialized_start=95
-  _globals['_IDENTIFYREQUEST']._serialized_end=303
-  _globals['_IDENTIFYRESPONSE']._serialized_start=306
-  _globals['_IDENTIFYRESPONSE']._serialized_end=437
-  _globals['_VERIFYREQUEST']._serialized_start=440
-  _globals['_VERIFYREQUEST']._serialized_end=572
-  _globals['_VERIFYRESPONSE']._serialized_start=574
-  _globals['_VERIFYRESPONSE']._serialized_end=626
-  _globals['_IDENTIFICATIONSERVICE']._serialized_start=629
-  _globals['_IDENTIFICATIONSERVICE']._serialized_end=808
+  _globals['_IDENTIFYREQUEST']._serialized_end=396
+  _globals['_IDENTIFYRESPONSE']._serialized_start=399
+  _globals['_IDENTIFYRESPONSE']._serialized_end=573
+  _globals['_VERIFYREQUEST']._serialized_start=576
+  _globals['_VERIFYREQUEST']._serialized_end=732
+  _globals['_VERIFYRESPONSE']._serialized_start=734
+  _globals['_VERIFYRESPONSE']._serialized_end=807
+  _globals['_IDENTIFICATIONSERVICE']._serialized_start=810
+  _globals['_IDENTIFICATIONSERVICE']._serialized_end=989
 # @@protoc_insertion_point(module_scope)

@@ -29,6 +29,8 @@ class IdentifyRequest(_message.Message):
     THRESHOLD_FIELD_NUMBER: _builtins.int
     COVERAGE_MIN_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    UNCONFIRMED_MAX_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     k: _builtins.int
     """Longest candidate list wanted, 1 to 2,048. Probes times k at most 131,072."""
@@ -39,6 +41,12 @@ class IdentifyRequest(_message.Message):
     """
     coverage_min: _builtins.float
     """Least share of the key space that must have been searched, above 0 to 1. Unset: 1."""
+    unconfirmed_max: _builtins.float
+    """Largest share of the key space that may be answered unconfirmed, 0 to 1. Unset: 1, so that
+    searches go on while etcd is away; the answer's coverage tells.
+    """
+    profile: _types_pb2.Profile.ValueType
+    """How hard to search. Unset: as the gallery says."""
     @_builtins.property
     def probes(self) -> _types_pb2.Vectors:
         """1 to 1,024 rows. Norms between 0.5 and 2; compared as if normalised."""
@@ -58,19 +66,25 @@ class IdentifyRequest(_message.Message):
         threshold: _builtins.float | None = ...,
         coverage_min: _builtins.float | None = ...,
         after: _types_pb2.Token | None = ...,
+        unconfirmed_max: _builtins.float | None = ...,
+        profile: _types_pb2.Profile.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_coverage_min", b"_coverage_min", "_threshold", b"_threshold", "after", b"after", "coverage_min", b"coverage_min", "probes", b"probes", "threshold", b"threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_coverage_min", b"_coverage_min", "_threshold", b"_threshold", "_unconfirmed_max", b"_unconfirmed_max", "after", b"after", "coverage_min", b"coverage_min", "probes", b"probes", "threshold", b"threshold", "unconfirmed_max", b"unconfirmed_max"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_coverage_min", b"_coverage_min", "_threshold", b"_threshold", "after", b"after", "coverage_min", b"coverage_min", "gallery", b"gallery", "k", b"k", "probes", b"probes", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_coverage_min", b"_coverage_min", "_threshold", b"_threshold", "_unconfirmed_max", b"_unconfirmed_max", "after", b"after", "coverage_min", b"coverage_min", "gallery", b"gallery", "k", b"k", "probes", b"probes", "profile", b"profile", "threshold", b"threshold", "unconfirmed_max", b"unconfirmed_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__coverage_min: _TypeAlias = _typing.Literal["coverage_min"]  # noqa: Y015
     _WhichOneofArgType__coverage_min: _TypeAlias = _typing.Literal["_coverage_min", b"_coverage_min"]  # noqa: Y015
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__unconfirmed_max: _TypeAlias = _typing.Literal["unconfirmed_max"]  # noqa: Y015
+    _WhichOneofArgType__unconfirmed_max: _TypeAlias = _typing.Literal["_unconfirmed_max", b"_unconfirmed_max"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__coverage_min) -> _WhichOneofReturnType__coverage_min | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unconfirmed_max) -> _WhichOneofReturnType__unconfirmed_max | None: ...
 
 Global___IdentifyRequest: _TypeAlias = IdentifyRequest  # noqa: Y015
 
@@ -81,8 +95,11 @@ class IdentifyResponse(_message.Message):
     LISTS_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
     MAP_VERSION_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     map_version: _builtins.int
     """Version of the shard map that the answer was made with."""
+    profile: _types_pb2.Profile.ValueType
+    """How hard it was searched."""
     @_builtins.property
     def lists(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.CandidateList]:
         """One per probe, in order."""
@@ -97,10 +114,11 @@ class IdentifyResponse(_message.Message):
         lists: _abc.Iterable[_types_pb2.CandidateList] | None = ...,
         coverage: _types_pb2.Coverage | None = ...,
         map_version: _builtins.int = ...,
+        profile: _types_pb2.Profile.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "lists", b"lists", "map_version", b"map_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "lists", b"lists", "map_version", b"map_version", "profile", b"profile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -114,8 +132,13 @@ class VerifyRequest(_message.Message):
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    CONFIRMED_ONLY_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     subject_id: _builtins.str
+    confirmed_only: _builtins.bool
+    """Refuse an answer that cannot be confirmed, see Coverage.unconfirmed_share: UNAVAILABLE
+    (UNCONFIRMED).
+    """
     @_builtins.property
     def probe(self) -> _types_pb2.Vectors:
         """Exactly one row."""
@@ -129,10 +152,11 @@ class VerifyRequest(_message.Message):
         subject_id: _builtins.str = ...,
         probe: _types_pb2.Vectors | None = ...,
         after: _types_pb2.Token | None = ...,
+        confirmed_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "probe", b"probe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "gallery", b"gallery", "probe", b"probe", "subject_id", b"subject_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "confirmed_only", b"confirmed_only", "gallery", b"gallery", "probe", b"probe", "subject_id", b"subject_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -144,18 +168,22 @@ class VerifyResponse(_message.Message):
 
     SCORE_FIELD_NUMBER: _builtins.int
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    UNCONFIRMED_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """As in Candidate."""
     template_id: _builtins.str
+    unconfirmed: _builtins.bool
+    """The copy that answered could not confirm that it has everything."""
     def __init__(
         self,
         *,
         score: _builtins.float = ...,
         template_id: _builtins.str = ...,
+        unconfirmed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["score", b"score", "template_id", b"template_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["score", b"score", "template_id", b"template_id", "unconfirmed", b"unconfirmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

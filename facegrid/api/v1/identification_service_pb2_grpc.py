@@ -55,7 +55,8 @@ class IdentificationServiceServicer:
         """For every probe the subjects that resemble it most. Read-only.
         INVALID_ARGUMENT: a probe is malformed (metadata: row, reason) or k is out of bounds.
         NOT_FOUND: no such gallery. UNAVAILABLE (COVERAGE_TOO_LOW): a part of the gallery could not be
-        searched and the caller did not accept that; retry. DEADLINE_EXCEEDED: the answer, or the
+        searched and the caller did not accept that; retry. UNAVAILABLE (UNCONFIRMED): a part could not
+        be confirmed (Coverage.unconfirmed_share) and the caller did not accept that. DEADLINE_EXCEEDED: the answer, or the
         position demanded by `after`, did not come in time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -64,7 +65,8 @@ class IdentificationServiceServicer:
 
     def Verify(self, request, context):
         """The score of one probe against the best template of one subject. Read-only.
-        NOT_FOUND: no such gallery, or subject.
+        NOT_FOUND: no such gallery, or subject (metadata: unconfirmed, where the copy that answered could
+        not confirm that it has everything). UNAVAILABLE (UNCONFIRMED): see confirmed_only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

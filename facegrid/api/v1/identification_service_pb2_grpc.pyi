@@ -37,12 +37,14 @@ class IdentificationServiceStub:
     """For every probe the subjects that resemble it most. Read-only.
     INVALID_ARGUMENT: a probe is malformed (metadata: row, reason) or k is out of bounds.
     NOT_FOUND: no such gallery. UNAVAILABLE (COVERAGE_TOO_LOW): a part of the gallery could not be
-    searched and the caller did not accept that; retry. DEADLINE_EXCEEDED: the answer, or the
+    searched and the caller did not accept that; retry. UNAVAILABLE (UNCONFIRMED): a part could not
+    be confirmed (Coverage.unconfirmed_share) and the caller did not accept that. DEADLINE_EXCEEDED: the answer, or the
     position demanded by `after`, did not come in time.
     """
     Verify: _grpc.UnaryUnaryMultiCallable[_identification_service_pb2.VerifyRequest, _identification_service_pb2.VerifyResponse]
     """The score of one probe against the best template of one subject. Read-only.
-    NOT_FOUND: no such gallery, or subject.
+    NOT_FOUND: no such gallery, or subject (metadata: unconfirmed, where the copy that answered could
+    not confirm that it has everything). UNAVAILABLE (UNCONFIRMED): see confirmed_only.
     """
 
 @_typing.type_check_only
@@ -54,12 +56,14 @@ class IdentificationServiceAsyncStub(IdentificationServiceStub):
     """For every probe the subjects that resemble it most. Read-only.
     INVALID_ARGUMENT: a probe is malformed (metadata: row, reason) or k is out of bounds.
     NOT_FOUND: no such gallery. UNAVAILABLE (COVERAGE_TOO_LOW): a part of the gallery could not be
-    searched and the caller did not accept that; retry. DEADLINE_EXCEEDED: the answer, or the
+    searched and the caller did not accept that; retry. UNAVAILABLE (UNCONFIRMED): a part could not
+    be confirmed (Coverage.unconfirmed_share) and the caller did not accept that. DEADLINE_EXCEEDED: the answer, or the
     position demanded by `after`, did not come in time.
     """
     Verify: _aio.UnaryUnaryMultiCallable[_identification_service_pb2.VerifyRequest, _identification_service_pb2.VerifyResponse]  # type: ignore[assignment]
     """The score of one probe against the best template of one subject. Read-only.
-    NOT_FOUND: no such gallery, or subject.
+    NOT_FOUND: no such gallery, or subject (metadata: unconfirmed, where the copy that answered could
+    not confirm that it has everything). UNAVAILABLE (UNCONFIRMED): see confirmed_only.
     """
 
 class IdentificationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -74,7 +78,8 @@ class IdentificationServiceServicer(metaclass=_abc_1.ABCMeta):
         """For every probe the subjects that resemble it most. Read-only.
         INVALID_ARGUMENT: a probe is malformed (metadata: row, reason) or k is out of bounds.
         NOT_FOUND: no such gallery. UNAVAILABLE (COVERAGE_TOO_LOW): a part of the gallery could not be
-        searched and the caller did not accept that; retry. DEADLINE_EXCEEDED: the answer, or the
+        searched and the caller did not accept that; retry. UNAVAILABLE (UNCONFIRMED): a part could not
+        be confirmed (Coverage.unconfirmed_share) and the caller did not accept that. DEADLINE_EXCEEDED: the answer, or the
         position demanded by `after`, did not come in time.
         """
 
@@ -85,7 +90,8 @@ class IdentificationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_identification_service_pb2.VerifyResponse, _abc.Awaitable[_identification_service_pb2.VerifyResponse]]:
         """The score of one probe against the best template of one subject. Read-only.
-        NOT_FOUND: no such gallery, or subject.
+        NOT_FOUND: no such gallery, or subject (metadata: unconfirmed, where the copy that answered could
+        not confirm that it has everything). UNAVAILABLE (UNCONFIRMED): see confirmed_only.
         """
 
 def add_IdentificationServiceServicer_to_server(servicer: IdentificationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

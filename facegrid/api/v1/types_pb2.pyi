@@ -52,6 +52,34 @@ DTYPE_FLOAT16: Dtype.ValueType  # 2
 """IEEE 754 binary16, little-endian."""
 Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
 
+class _Profile:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProfileEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Profile.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROFILE_UNSPECIFIED: _Profile.ValueType  # 0
+    """In a request: the gallery's."""
+    PROFILE_EXHAUSTIVE: _Profile.ValueType  # 1
+    """Every row of every list is looked at."""
+    PROFILE_BALANCED: _Profile.ValueType  # 2
+    """As few lists as the gallery's allowed miss rate permits. The default."""
+    PROFILE_FAST: _Profile.ValueType  # 3
+    """As few lists as ten times that rate permits."""
+
+class Profile(_Profile, metaclass=_ProfileEnumTypeWrapper):
+    """How hard a search tries. All are measured on the gallery's own templates (Tuning)."""
+
+PROFILE_UNSPECIFIED: Profile.ValueType  # 0
+"""In a request: the gallery's."""
+PROFILE_EXHAUSTIVE: Profile.ValueType  # 1
+"""Every row of every list is looked at."""
+PROFILE_BALANCED: Profile.ValueType  # 2
+"""As few lists as the gallery's allowed miss rate permits. The default."""
+PROFILE_FAST: Profile.ValueType  # 3
+"""As few lists as ten times that rate permits."""
+Global___Profile: _TypeAlias = Profile  # noqa: Y015
+
 @_typing.final
 class Vectors(_message.Message):
     """A matrix of vectors, row-major and without padding. The number of rows follows from the length."""
@@ -82,6 +110,149 @@ class Vectors(_message.Message):
 Global___Vectors: _TypeAlias = Vectors  # noqa: Y015
 
 @_typing.final
+class Effort(_message.Message):
+    """How hard to search, and what was measured of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Step(_message.Message):
+        """A candidate whose score is at least `score` is missed no more often than is allowed once this
+        many lists were looked into. What lies below the threshold, or below the candidates found so
+        far, is not worth further lists. Sorted by falling score, nprobe rising.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SCORE_FIELD_NUMBER: _builtins.int
+        NPROBE_FIELD_NUMBER: _builtins.int
+        score: _builtins.float
+        nprobe: _builtins.int
+        def __init__(
+            self,
+            *,
+            score: _builtins.float = ...,
+            nprobe: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["nprobe", b"nprobe", "score", b"score"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NPROBE_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    MISSES_COUNT_FIELD_NUMBER: _builtins.int
+    EXTRA_FNIR_MAX_FIELD_NUMBER: _builtins.int
+    SCANNED_SHARE_FIELD_NUMBER: _builtins.int
+    PROVEN_FIELD_NUMBER: _builtins.int
+    nprobe: _builtins.int
+    """Lists to look into, of those nearest to the probe."""
+    depth: _builtins.int
+    """Rows whose stored vectors are compared, for ten candidates wanted."""
+    misses_count: _builtins.int
+    """Mates that exact search accepts at the threshold and that this effort missed."""
+    extra_fnir_max: _builtins.float
+    """Upper bound of the extra FNIR at 95 % confidence."""
+    scanned_share: _builtins.float
+    """Share of the rows that is looked at."""
+    proven: _builtins.bool
+    """The rate wanted is shown. False: too few mates, or the index cannot; then all lists are searched."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Effort.Step]: ...
+    def __init__(
+        self,
+        *,
+        nprobe: _builtins.int = ...,
+        depth: _builtins.int = ...,
+        steps: _abc.Iterable[Global___Effort.Step] | None = ...,
+        misses_count: _builtins.int = ...,
+        extra_fnir_max: _builtins.float = ...,
+        scanned_share: _builtins.float = ...,
+        proven: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "extra_fnir_max", b"extra_fnir_max", "misses_count", b"misses_count", "nprobe", b"nprobe", "proven", b"proven", "scanned_share", b"scanned_share", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Effort: _TypeAlias = Effort  # noqa: Y015
+
+@_typing.final
+class Tuning(_message.Message):
+    """What a gallery's index was measured to miss, against exact search on the gallery's own templates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODEBOOK_FIELD_NUMBER: _builtins.int
+    NLIST_FIELD_NUMBER: _builtins.int
+    TEMPLATES_COUNT_FIELD_NUMBER: _builtins.int
+    MATES_COUNT_FIELD_NUMBER: _builtins.int
+    PSEUDO_MATES_COUNT_FIELD_NUMBER: _builtins.int
+    NONMATES_COUNT_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    FPIR_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    EXHAUSTIVE_FIELD_NUMBER: _builtins.int
+    BALANCED_FIELD_NUMBER: _builtins.int
+    FAST_FIELD_NUMBER: _builtins.int
+    TUNED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    MISS_RATE_MAX_FIELD_NUMBER: _builtins.int
+    codebook: _builtins.str
+    """The codebook that it holds for; for another one it says nothing."""
+    nlist: _builtins.int
+    templates_count: _builtins.int
+    """Size of the gallery when it was measured."""
+    mates_count: _builtins.int
+    """Mated pairs that exact search accepts at the threshold; what rates are shares of."""
+    pseudo_mates_count: _builtins.int
+    """How many of them were made from one template and noise, since too few subjects have two."""
+    nonmates_count: _builtins.int
+    threshold: _builtins.float
+    """Score at which exact search has this FPIR on the non-mated probes."""
+    fpir: _builtins.float
+    tuned_unix_ms: _builtins.int
+    miss_rate_max: _builtins.float
+    """The miss rate that `balanced` was chosen for."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Effort]:
+        """Points of the curve: efforts by rising cost."""
+
+    @_builtins.property
+    def exhaustive(self) -> Global___Effort: ...
+    @_builtins.property
+    def balanced(self) -> Global___Effort: ...
+    @_builtins.property
+    def fast(self) -> Global___Effort: ...
+    def __init__(
+        self,
+        *,
+        codebook: _builtins.str = ...,
+        nlist: _builtins.int = ...,
+        templates_count: _builtins.int = ...,
+        mates_count: _builtins.int = ...,
+        pseudo_mates_count: _builtins.int = ...,
+        nonmates_count: _builtins.int = ...,
+        threshold: _builtins.float = ...,
+        fpir: _builtins.float = ...,
+        points: _abc.Iterable[Global___Effort] | None = ...,
+        exhaustive: Global___Effort | None = ...,
+        balanced: Global___Effort | None = ...,
+        fast: Global___Effort | None = ...,
+        tuned_unix_ms: _builtins.int = ...,
+        miss_rate_max: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balanced", b"balanced", "exhaustive", b"exhaustive", "fast", b"fast"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balanced", b"balanced", "codebook", b"codebook", "exhaustive", b"exhaustive", "fast", b"fast", "fpir", b"fpir", "mates_count", b"mates_count", "miss_rate_max", b"miss_rate_max", "nlist", b"nlist", "nonmates_count", b"nonmates_count", "points", b"points", "pseudo_mates_count", b"pseudo_mates_count", "templates_count", b"templates_count", "threshold", b"threshold", "tuned_unix_ms", b"tuned_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tuning: _TypeAlias = Tuning  # noqa: Y015
+
+@_typing.final
 class Gallery(_message.Message):
     """A gallery: a named set of templates of one extractor and one dimension."""
 
@@ -97,6 +268,9 @@ class Gallery(_message.Message):
     CODEBOOK_FIELD_NUMBER: _builtins.int
     TEMPLATES_COUNT_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    MISS_RATE_MAX_FIELD_NUMBER: _builtins.int
+    TUNING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """^[a-z0-9][a-z0-9_-]{0,62}$"""
     uid: _builtins.str
@@ -123,6 +297,14 @@ class Gallery(_message.Message):
     """
     created_unix_ms: _builtins.int
     """Milliseconds since the Unix epoch, by the clock of the router that created it."""
+    profile: Global___Profile.ValueType
+    """Of searches that name none."""
+    miss_rate_max: _builtins.float
+    """Share of mates that `balanced` may miss because of the index, above 0 to 0.1."""
+    @_builtins.property
+    def tuning(self) -> Global___Tuning:
+        """Unset: never measured; then the codebook's own measurement at training counts."""
+
     def __init__(
         self,
         *,
@@ -136,10 +318,13 @@ class Gallery(_message.Message):
         codebook: _builtins.str = ...,
         templates_count: _builtins.int | None = ...,
         created_unix_ms: _builtins.int = ...,
+        profile: Global___Profile.ValueType = ...,
+        miss_rate_max: _builtins.float = ...,
+        tuning: Global___Tuning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count", "templates_count", b"templates_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count", "templates_count", b"templates_count", "tuning", b"tuning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count", "codebook", b"codebook", "created_unix_ms", b"created_unix_ms", "dim", b"dim", "extractor", b"extractor", "name", b"name", "replicas_count", b"replicas_count", "shards_count", b"shards_count", "templates_count", b"templates_count", "train_at_templates_count", b"train_at_templates_count", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count", "codebook", b"codebook", "created_unix_ms", b"created_unix_ms", "dim", b"dim", "extractor", b"extractor", "miss_rate_max", b"miss_rate_max", "name", b"name", "profile", b"profile", "replicas_count", b"replicas_count", "shards_count", b"shards_count", "templates_count", b"templates_count", "train_at_templates_count", b"train_at_templates_count", "tuning", b"tuning", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__templates_count: _TypeAlias = _typing.Literal["templates_count"]  # noqa: Y015
     _WhichOneofArgType__templates_count: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count"]  # noqa: Y015
@@ -282,10 +467,21 @@ class Coverage(_message.Message):
     SHARDS_ANSWERED_COUNT_FIELD_NUMBER: _builtins.int
     SHARDS_COUNT_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    UNCONFIRMED_SHARE_FIELD_NUMBER: _builtins.int
+    SCANNED_SHARE_FIELD_NUMBER: _builtins.int
     share: _builtins.float
     """Share of the key space searched, 0 to 1. Exactly 1 when nothing is missing."""
     shards_answered_count: _builtins.int
     shards_count: _builtins.int
+    unconfirmed_share: _builtins.float
+    """Share of the key space that was searched, but on copies that could not confirm within the last
+    seconds that they have everything, because etcd could not be reached. There the answer may lack
+    what was enrolled, and contain what was erased, since. 0 while all is well.
+    """
+    scanned_share: _builtins.float
+    """Share of the rows of the shards searched that the index looked at, on average over the probes: 1
+    when searched exhaustively. Unset: a node did not tell.
+    """
     @_builtins.property
     def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___Coverage.Range]:
         """The parts that were not searched."""
@@ -297,11 +493,15 @@ class Coverage(_message.Message):
         shards_answered_count: _builtins.int = ...,
         shards_count: _builtins.int = ...,
         missing: _abc.Iterable[Global___Coverage.Range] | None = ...,
+        unconfirmed_share: _builtins.float = ...,
+        scanned_share: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scanned_share", b"_scanned_share", "scanned_share", b"scanned_share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "shards_answered_count", b"shards_answered_count", "shards_count", b"shards_count", "share", b"share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scanned_share", b"_scanned_share", "missing", b"missing", "scanned_share", b"scanned_share", "shards_answered_count", b"shards_answered_count", "shards_count", b"shards_count", "share", b"share", "unconfirmed_share", b"unconfirmed_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__scanned_share: _TypeAlias = _typing.Literal["scanned_share"]  # noqa: Y015
+    _WhichOneofArgType__scanned_share: _TypeAlias = _typing.Literal["_scanned_share", b"_scanned_share"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scanned_share) -> _WhichOneofReturnType__scanned_share | None: ...
 
 Global___Coverage: _TypeAlias = Coverage  # noqa: Y015

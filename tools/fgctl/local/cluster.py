@@ -132,7 +132,9 @@ class LocalCluster:
             self._save(replace(process, pid=0, created_s=0.0))
 
     def start_node(self, node_id: str, *, timeout_s: float = UP_TIMEOUT_S) -> ProcessRecord:
-        """Start a process again and return when it and its shards serve."""
+        """Start a process again and return when it serves, and its shards as far as a router runs
+        that can tell.
+        """
         end_s = self._clock.now_s() + timeout_s
         with self._locked():
             process = self.record.named(node_id)
@@ -207,11 +209,15 @@ class LocalCluster:
         said = {name: processes.log_bytes(self.log(name)) for name in names}
         for name in names:
             cluster = self.record
-            process = plan.with_command(cluster.named(name), cluster, self.directory)
+            process = self.commanded(cluster.named(name), cluster)
             pid, created_s = processes.spawn(process.argv, self.log(name))
             self._save(replace(process, pid=pid, created_s=created_s))
         for name in names:
             self._wait(partial(self._start_problem, name, said[name]), end_s)
+
+    def commanded(self, process: ProcessRecord, cluster: ClusterRecord) -> ProcessRecord:
+        """Return a process with the command line that starts it; other builds have another."""
+        return plan.with_command(process, cluster, self.directory)
 
     def _prepare(self, names: Sequence[str]) -> None:
         for folder in (plan.etcd_folder(self.directory), self.store):
@@ -231,15 +237,18 @@ class LocalCluster:
         return f"{name}: {problem}" if problem else ""
 
     def _wait_serving(self, end_s: float, only: str = "") -> None:
-        """Wait until every node, or one, is registered and has opened its shards."""
+        """Wait until every node, or one, is registered and has opened its shards, as the routers
+        that run see it. One that was stopped or killed on purpose is not waited for.
+        """
         cluster = self.record
         wanted = [
             process.name
             for process in cluster.of_kind("node")
             if (only or process.name) == process.name and processes.find(process) is not None
         ]
-        for target in cluster.router_targets:
-            self._wait(partial(_serving_problem, target, wanted), end_s)
+        for router in cluster.of_kind("router"):
+            if processes.find(router) is not None:
+                self._wait(partial(_serving_problem, router.address, wanted), end_s)
 
     def _wait(self, problem: Callable[[], str], end_s: float) -> None:
         left_s = end_s - self._clock.now_s()

@@ -106,11 +106,6 @@ def etcd_folder(directory: Path) -> Path:
     return directory / "etcd"
 
 
-def store_of(cluster: ClusterRecord, directory: Path) -> str:
-    """Return the URL of the store that the nodes of a cluster share."""
-    return cluster.store or f"dir:{directory / 'store'}"
-
-
 def log_of(process: ProcessRecord, directory: Path) -> Path:
     """Return where a process writes what it has to say."""
     return directory / "log" / f"{process.name}.log"
@@ -135,9 +130,10 @@ def _node_flags(
     return (
         f"--node-id={process.name}",
         f"--listen={process.address}",
-        f"--etcd={_etcd_endpoints(cluster)}",
-        f"--store={store_of(cluster, directory)}",
+        f"--etcd={process.etcd or _etcd_endpoints(cluster)}",
+        f"--store={cluster.store_in(directory)}",
         f"--search-threads={cluster.search_threads}",
+        f"--state-dir={directory / process.name}",
         *([f"--advertise={process.advertise}"] if process.advertise else []),
     )
 
@@ -148,7 +144,7 @@ def _router_flags(
     # --dev: reflection, so that any gRPC tool can speak to a cluster that is here to be tried.
     return (
         f"--listen={process.address}",
-        f"--etcd={_etcd_endpoints(cluster)}",
+        f"--etcd={process.etcd or _etcd_endpoints(cluster)}",
         f"--state-dir={directory / process.name}",
         "--dev",
     )

@@ -47,7 +47,8 @@ def etcd_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @asynccontextmanager
-async def _coordinator(etcd: str, prefix: str) -> AsyncIterator[EtcdCoordinator]:
+async def coordinator(etcd: str, prefix: str) -> AsyncIterator[EtcdCoordinator]:
+    """Connect to etcd; UnavailableError where nobody answers."""
     endpoints = [one.strip() for one in etcd.split(",") if one.strip()]
     coord = EtcdCoordinator(endpoints, root=prefix, clock=SystemClock())
     try:
@@ -82,7 +83,7 @@ def save_command(*, file: Path, etcd: str, etcd_prefix: str, as_json: bool) -> N
 
 
 async def _save(etcd: str, prefix: str) -> meta_file.Meta:
-    async with _coordinator(etcd, prefix) as coord:
+    async with coordinator(etcd, prefix) as coord:
         return (await recovery.read_current(coord, unix_ms=SystemClock().unix_ms())).meta
 
 
@@ -127,7 +128,7 @@ def recover_command(
 async def _plan(
     reader: BlobReader, saved: meta_file.Meta | None, etcd: str, prefix: str, *, quiet: bool
 ) -> recovery.Plan:
-    async with _coordinator(etcd, prefix) as coord:
+    async with coordinator(etcd, prefix) as coord:
         with render.waiting("waiting until no node is registered", quiet=quiet):
             current = await _without_nodes(coord)
     count = len((await survey(reader)).names)
@@ -150,7 +151,7 @@ async def _without_nodes(coord: EtcdCoordinator) -> recovery.Current:
 
 
 async def _apply(planned: recovery.Plan, etcd: str, prefix: str) -> None:
-    async with _coordinator(etcd, prefix) as coord:
+    async with coordinator(etcd, prefix) as coord:
         await recovery.apply(coord, planned)
 
 
@@ -170,6 +171,10 @@ def show_plan(planned: recovery.Plan) -> None:
     for one in planned.galleries:
         for problem in one.problems:
             render.show_line(f"problem: {problem.name}: {problem.problem} reason={problem.reason}")
+        for shard in one.leftovers if not one.problems else ():
+            render.show_line(f"left by a change of shape, will be deleted: {shard.shard_id}")
+        for operation in one.given_up if not one.problems else ():
+            render.show_line(f"operation is given up, begin it anew: {operation.operation_id}")
         if one.puts and not one.problems:
             render.show_line(f"gallery and map are written anew: {one.gallery.name}")
     for shard_id in planned.homeless:
@@ -200,6 +205,8 @@ def plan_json(planned: recovery.Plan) -> render.Json:
                     }
                     for shard in one.shards
                 ],
+                "leftovers": [shard.shard_id for shard in one.leftovers],
+                "operations_given_up": [gone.operation_id for gone in one.given_up],
             }
             for one in planned.galleries
         ],

@@ -120,8 +120,9 @@ def verify_command(
     """Check every byte: names, checksums, logs, manifests, segments, codebooks.
 
     Names everything that is damaged, missing or in another's place, and ends with 1 if there is
-    such. What nothing in the store refers to, such as the last object of a log, is missed only if
-    --meta knows of it. Nobody may write or sweep meanwhile: check a copy, or a stopped cluster.
+    such, or no gallery at all. What nothing in the store refers to, such as the last object of a
+    log, is missed only if --meta knows of it. Nobody may write or sweep meanwhile: check a copy,
+    or a stopped cluster.
     """
     meta = None if meta_path is None else meta_file.load(meta_path)
     scope = Scope(ShardId(shard) if shard else None, meta)
@@ -136,8 +137,14 @@ def verify_command(
 
 async def _verify(reader: BlobReader, scope: Scope, *, quiet: bool) -> StoreReport:
     store = await survey(reader)
-    with render.metered("objects checked", store.work(scope), quiet=quiet) as meter:
-        return await verify(store, scope, on_read=lambda: meter.advance(1))
+    count = store.work(scope)
+    with render.metered("objects checked", count, quiet=quiet) as meter:
+        report = await verify(store, scope, on_read=lambda: meter.advance(1))
+    if report.whole and not count:
+        raise NotFoundError(
+            "there is nothing to check: no gallery was found in the store", reason="STORE_EMPTY"
+        )
+    return report
 
 
 def report_json(report: StoreReport) -> render.Json:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from facegrid.blob.reader import BlobReader
 from facegrid.errors import CorruptError, NotFoundError
@@ -10,6 +11,8 @@ from facegrid.format.chain import LogEntry, connect, log_entry
 from facegrid.format.inventory import ShardNames
 from facegrid.format.log import (
     EnrolRecord,
+    EraseRecord,
+    LoadRecord,
     LogRecord,
     decode_log,
     log_name,
@@ -27,16 +30,18 @@ ID_COLUMNS = ("request", "template ids", "subject ids")
 
 @dataclass(frozen=True, slots=True)
 class ShownRecord:
-    """One record without its vectors. An erasure counts the ids that it names."""
+    """One record without its vectors. An erasure counts the ids that it names; the ids of a bulk
+    load stand in its segments.
+    """
 
     position: int
     kind: str
-    rows_count: int
-    unchanged_count: int
-    template_ids: Sequence[str]
-    subject_ids: Sequence[str]
     request_id: str
     written_unix_ms: int
+    rows_count: int = 0
+    unchanged_count: int = 0
+    template_ids: Sequence[str] = ()
+    subject_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +90,29 @@ async def walk(reader: BlobReader, shard_id: str, names: ShardNames) -> list[Sho
 
 
 def _shown(record: LogRecord) -> ShownRecord:
-    enrol = isinstance(record, EnrolRecord)
-    return ShownRecord(
+    shown = partial(
+        ShownRecord,
         position=record.position,
-        kind="enrol" if enrol else "erase",
-        rows_count=len(record.template_ids) if enrol else 0,
-        unchanged_count=record.unchanged_count if isinstance(record, EnrolRecord) else 0,
-        template_ids=record.template_ids,
-        subject_ids=record.subject_ids,
         request_id=record.request_id,
         written_unix_ms=record.written_unix_ms,
     )
+    match record:
+        case EnrolRecord():
+            return shown(
+                kind="enrol",
+                rows_count=len(record.template_ids),
+                unchanged_count=record.unchanged_count,
+                template_ids=record.template_ids,
+                subject_ids=record.subject_ids,
+            )
+        case EraseRecord():
+            return shown(
+                kind="erase", template_ids=record.template_ids, subject_ids=record.subject_ids
+            )
+        case LoadRecord():
+            rows = sum(segment.rows_count for segment in record.segments)
+            unchanged = sum(segment.unchanged_count for segment in record.segments)
+            return shown(kind="load", rows_count=rows - unchanged, unchanged_count=unchanged)
 
 
 def as_json(objects: Sequence[ShownObject], *, with_ids: bool) -> render.Json:

@@ -5,8 +5,18 @@ from dataclasses import dataclass
 from facegrid.errors import CorruptError
 from facegrid.format import digest as digests
 from facegrid.format.chain import Chain, LogEntry, connect, log_entry
+from facegrid.format.erasures import journal_name
 from facegrid.format.inventory import ShardNames, gallery_of, named_sha256
-from facegrid.format.log import LogGroup, LogRef, decode_log, log_name, log_ref, parse_log_name
+from facegrid.format.load_pin import parse_pin_name
+from facegrid.format.log import (
+    LoadRecord,
+    LogGroup,
+    LogRef,
+    decode_log,
+    log_name,
+    log_ref,
+    parse_log_name,
+)
 from facegrid.format.manifest import (
     Manifest,
     ManifestSegment,
@@ -19,6 +29,7 @@ from facegrid.format.replay import Replay
 from facegrid.format.segment import Segment, decode_segment, segment_name
 from facegrid.ids import ShardId
 from fgctl.offline.findings import Objects
+from fgctl.offline.load_check import LoadCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,7 @@ class ShardReport:
         pointer: names the ruling manifest; None: there is none.
         generation_max: the highest that any object names, committed or not.
         whole: nothing was wrong.
+        has_own: it has a record that no other shard brought.
     """
 
     shard_id: ShardId
@@ -49,6 +61,7 @@ class ShardReport:
     pointer: ManifestPointer | None
     generation_max: int
     whole: bool
+    has_own: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +77,21 @@ class ShardCheck:
 
     Attributes:
         codebooks: names of codebooks that its segments need, with the segment that says so.
+        journals: the name of the end of its erasure journal, with the manifest that says so.
     """
 
     def __init__(
         self, shard_id: ShardId, names: ShardNames, *, objects: Objects, expected: Expected
     ) -> None:
         self.codebooks: dict[tuple[str, str], str] = {}
+        self.journals: dict[str, str] = {}
         self._shard_id = shard_id
         self._names = names
         self._objects = objects
         self._findings = objects.findings
         self._expected = expected
         self._unreadable: set[str] = set()
+        self._loads = LoadCheck(shard_id, objects)
         self._manifest_sha256 = ""
 
     async def run(self) -> ShardReport:
@@ -111,6 +127,7 @@ class ShardCheck:
             ),
             generation_max=self._generation_max(manifests),
             whole=whole,
+            has_own=replay.has_own,
         )
 
     # Manifests
@@ -152,6 +169,9 @@ class ShardCheck:
             if name != chosen:
                 self._findings.note(name, "replaced by another manifest")
         self._manifest_sha256 = named_sha256(chosen)
+        journal = manifests[chosen].journal
+        if journal is not None:
+            self.journals[journal_name(self._shard_id, journal)] = chosen
         return manifests[chosen]
 
     def _lacking(self, manifest: Manifest) -> list[str]:
@@ -182,6 +202,7 @@ class ShardCheck:
                 continue
             group, ref = read
             entries.append(log_entry(group, ref))
+            self._loads.note(group, ref)
             if ref.first_position > covered:
                 for record in group.records:
                     replay.watch(record)
@@ -191,6 +212,7 @@ class ShardCheck:
             problem = "bytes do not match the hash that the manifest states"
             self._findings.problem(name, "OBJECT_DAMAGED", problem)
         self._judge(chain, refs)
+        await self._loads.pins(self._names.pins, chain)
         return chain
 
     async def _log_object(self, name: str) -> tuple[LogGroup, LogRef] | None:
@@ -264,6 +286,8 @@ class ShardCheck:
         damaged = False
         for name in self._names.segments:
             segment = await self._objects.hashed(name, decode_segment)
+            if segment is None:
+                self._unreadable.add(name)
             entry = entries.pop(named_sha256(name), None)
             if entry is not None and (
                 segment is None or not self._fits(name, segment, entry, dim)
@@ -271,14 +295,14 @@ class ShardCheck:
                 damaged = True
             elif segment is not None and entry is not None:
                 damaged |= not self._counted(name, segment, entry, replay)
-            elif segment is not None:
+            elif segment is not None and not self._loads.names(name):
                 self._findings.note(name, "no manifest names it")
         if ruling is None:
             self._check_beginning(chain)
             return not self._unreadable & set(self._names.manifests)
         if damaged or entries:
             return False
-        replay.position = ruling.position
+        replay.begin(ruling)
         return self._check_digest(ruling, replay)
 
     def _fits(self, name: str, segment: Segment, entry: ManifestSegment, dim: int) -> bool:
@@ -312,8 +336,13 @@ class ShardCheck:
         return True
 
     def _check_beginning(self, chain: Chain) -> None:
-        """Find that there are segments, but neither a manifest nor the log that they came from."""
-        if self._names.segments and not self._names.manifests and not chain.entries:
+        """Find that there are segments, but neither a manifest nor the log that they came from.
+        Those that are pinned are of a load that is not committed yet.
+        """
+        pins = [parse_pin_name(name) for name in self._names.pins]
+        pinned = {pin.sha256 for pin in pins if pin is not None}
+        committed = [name for name in self._names.segments if named_sha256(name) not in pinned]
+        if committed and not self._names.manifests and not chain.entries:
             self._missing(
                 manifest_prefix(self._shard_id),
                 "manifest is missing: there are segments, and no log from the beginning",
@@ -345,6 +374,10 @@ class ShardCheck:
                 return
             try:
                 for record in group.records:
+                    if isinstance(record, LoadRecord) and not await self._loads.take(
+                        record, replay, by=name, unreadable=self._unreadable
+                    ):
+                        return
                     replay.apply(record)
             except CorruptError as error:
                 self._findings.corrupt(name, error)

@@ -12,6 +12,7 @@ from facegrid.format.stored_gallery import decode_stored_gallery
 from facegrid.ids import ShardId
 from fgctl.meta_file import Meta
 from fgctl.offline.findings import Findings, Objects
+from fgctl.offline.journal_check import check_journals
 from fgctl.offline.shard_check import Expected, ShardCheck, ShardReport
 
 
@@ -97,7 +98,12 @@ class Survey:
             for shard_id in scope.shards(self.inventory)
         ]
         others = len(self.inventory.codebooks) + len(self.inventory.galleries)
-        return sum(one.count for one in shards) + others
+        return sum(one.count for one in shards) + others + len(self.journals(scope))
+
+    def journals(self, scope: Scope) -> list[str]:
+        """Return the names of the journal objects to check."""
+        inside = "" if scope.shard_id is None else f"/{scope.shard_id}/"
+        return [name for name in self.inventory.journals if inside in name]
 
 
 async def survey(reader: BlobReader) -> Survey:
@@ -120,12 +126,15 @@ async def verify(
     findings = Findings()
     objects = Objects(store.reader, store.names, findings, on_read)
     codebooks = scope.codebooks()
+    journals: dict[str, str] = {}
     reports = []
     for shard_id in scope.shards(store.inventory):
         held = store.inventory.shards.get(shard_id, ShardNames())
         check = ShardCheck(shard_id, held, objects=objects, expected=scope.expected(shard_id))
         reports.append(await check.run())
         codebooks = {**check.codebooks, **codebooks}
+        journals |= check.journals
+    await check_journals(objects, store.journals(scope), journals)
     for name in store.inventory.codebooks:
         await objects.hashed(name, decode_codebook)
     for name in store.inventory.galleries:

@@ -2,15 +2,21 @@
 
 import click
 
-from facegrid.api.admin.v1 import admin_service_pb2
-from facegrid.api.shard.v1 import shard_service_pb2
-from facegrid.errors import UnavailableError
+from facegrid.api.admin.v1 import admin_service_pb2 as pb
+from facegrid.errors import FacegridError, NotFoundError
 from fgctl import admin, render
+from fgctl.online.overview import (
+    ShardStatus,
+    Status,
+    copies_of,
+    nodes_table,
+    notes,
+    role_name,
+    shards_of,
+    shards_table,
+    state_name,
+)
 from fgctl.target import TIMEOUT_S, Target, online
-
-Status = admin_service_pb2.ClusterStatusResponse
-ShardStatus = shard_service_pb2.ShardStatus
-MIB = 1024 * 1024
 
 
 @click.group()
@@ -21,79 +27,95 @@ def cluster() -> None:
 @cluster.command()
 @online
 def status(target: Target) -> None:
-    """Describe nodes, galleries and shards."""
-    answer = _first_answer(target)
+    """Describe nodes, galleries and shards, and what is worth a look."""
+    answer = first_answer(target)
     if target.as_json:
         render.show_json(status_json(answer))
         return
-    render.show_table("nodes", _NODE_COLUMNS, [_node_row(node) for node in answer.nodes])
-    render.show_table("shards", _SHARD_COLUMNS, _shard_rows(answer))
+    render.show(nodes_table(answer))
+    render.show(shards_table(shards_of(copies_of(answer))))
+    for note in (*notes(answer), *_at_work(target)):
+        render.show_line(f"! {note}")
+    render.show_line(view_line(answer))
+
+
+def _at_work(target: Target) -> list[str]:
+    """Say how many operations are at work, if a router can tell."""
+    try:
+        answer = target.ask(lambda stub: stub.ListOperations, pb.ListOperationsRequest())
+    except FacegridError:
+        # A router of before operations, or one that etcd is away from, which is said anyway.
+        return []
+    if not answer.operations:
+        return []
+    names = " ".join(one.id for one in answer.operations)
+    driver = "" if answer.driver else "; no router drives them at present"
+    return [f"operations at work: {names}; fgctl ops list shows them{driver}"]
+
+
+@cluster.command("takeover")
+@click.argument("node")
+@click.option("--yes", is_flag=True, help="Do it; without, only say what would be done.")
+@online
+def take_over(target: Target, node: str, *, yes: bool) -> None:
+    """Give the shards of a node that died to others, now.
+
+    Nodes do so by themselves, unless many vanished at once or etcd was in trouble. NODE may still
+    live: it cannot write any more, and what it answers is not confirmed.
+    """
+    concerned = shards_of_primary(first_answer(target), node)
+    if not concerned:
+        if target.as_json:
+            render.show_json({"node": node, "shards": []})
+        else:
+            render.show_line(f"{node} is the primary of no shard: there is nothing to take over")
+        return
+    if not yes:
+        rows = [(shard.gallery, shard.id, ",".join(shard.node_ids[1:])) for shard in concerned]
+        if target.as_json:
+            render.show_json({"node": node, "shards": [shard.id for shard in concerned]})
+        else:
+            render.show_table(f"shards of {node}", ("gallery", "shard", "followers"), rows)
+            render.show_line("nothing was changed: say --yes to give these shards to others")
+        return
+    answer = admin.take_over(target.routers[0], node, timeout_s=target.timeout_or(TIMEOUT_S))
+    if target.as_json:
+        taken = [{"id": one.id, "primary": one.primary} for one in answer.shards]
+        render.show_json({"node": node, "shards": list(taken)})
+        return
+    rows = [(one.gallery, one.id, one.primary) for one in answer.shards]
+    render.show_table("taken over", ("gallery", "shard", "primary"), rows)
+
+
+def shards_of_primary(answer: Status, node_id: str) -> list[Status.Shard]:
+    """Return the shards that a node is the primary of.
+
+    Raises:
+        NotFoundError: the node is not registered, and no map names it (NODE_UNKNOWN).
+    """
+    registered = {node.id for node in answer.nodes}
+    if node_id not in registered.union(*(shard.node_ids for shard in answer.shards)):
+        raise NotFoundError(
+            f"no such node is registered, nor does a map name it node={node_id}",
+            reason="NODE_UNKNOWN",
+            node=node_id,
+        )
+    return [shard for shard in answer.shards if shard.node_ids[0] == node_id]
+
+
+def view_line(answer: Status) -> str:
+    """Return how far the router's view can be trusted, in words."""
     reachable = "reachable" if answer.etcd_reachable else "NOT reachable: reads only"
-    render.show_line(f"etcd {reachable}, map read {answer.map_age_ms / 1000:.1f} s ago")
+    read = "not read since the start"
+    if answer.map_age_ms >= 0:
+        read = f"read {answer.map_age_ms / 1000:.1f} s ago"
+    confirmed = "confirmed" if answer.view_confirmed else "NOT confirmed: no primary vouched for"
+    return f"etcd {reachable}, map {read}, {confirmed}"
 
 
-def _first_answer(target: Target) -> Status:
-    problems = []
-    for router in target.routers:
-        try:
-            return admin.cluster_status(router, timeout_s=target.timeout_or(TIMEOUT_S))
-        except UnavailableError as error:
-            problems.append(f"{router}: {error.message}")
-    raise UnavailableError(f"no router answers problems={'; '.join(problems)}")
-
-
-_NODE_COLUMNS = ("node", "address", "registered", "shards", "templates", "MiB", "problem")
-_SHARD_COLUMNS = (
-    "gallery", "shard", "node", "role", "state", "gen", "position", "templates", "indexed",
-    "problem",
-)  # fmt: skip
-
-
-def _node_row(node: Status.Node) -> tuple[object, ...]:
-    return (
-        node.id,
-        node.address,
-        node.registered,
-        len(node.shards),
-        sum(shard.templates_count for shard in node.shards),
-        node.memory_bytes // MIB,
-        node.problem,
-    )
-
-
-def _shard_rows(answer: Status) -> list[tuple[object, ...]]:
-    reports = {(node.id, shard.shard_id): shard for node in answer.nodes for shard in node.shards}
-    return [
-        (shard.gallery, shard.id, node_id, *_report_row(reports.get((node_id, shard.id))))
-        for shard in answer.shards
-        for node_id in shard.node_ids
-    ]
-
-
-def _report_row(report: ShardStatus | None) -> tuple[object, ...]:
-    if report is None:
-        return ("", "no report", 0, 0, 0, 0, "")
-    return (
-        role_name(report),
-        state_name(report),
-        report.generation,
-        report.position,
-        report.templates_count,
-        report.indexed_count,
-        report.problem,
-    )
-
-
-def state_name(report: ShardStatus) -> str:
-    """Return a shard's state as a word, for instance "serving"."""
-    name: str = shard_service_pb2.ShardState.Name(report.state)
-    return name.removeprefix("SHARD_STATE_").lower()
-
-
-def role_name(report: ShardStatus) -> str:
-    """Return a shard's role as a word."""
-    name: str = shard_service_pb2.ShardRole.Name(report.role)
-    return name.removeprefix("SHARD_ROLE_").lower()
+def first_answer(target: Target) -> Status:
+    """Return what the first router that answers says of the cluster."""
+    return target.ask(lambda stub: stub.ClusterStatus, pb.ClusterStatusRequest())
 
 
 def status_json(answer: Status) -> render.Json:
@@ -103,6 +125,7 @@ def status_json(answer: Status) -> render.Json:
     return {
         "etcd_reachable": answer.etcd_reachable,
         "map_age_ms": answer.map_age_ms,
+        "view_confirmed": answer.view_confirmed,
         "nodes": [
             {
                 "id": node.id,
@@ -110,7 +133,11 @@ def status_json(answer: Status) -> render.Json:
                 "registered": node.registered,
                 "problem": node.problem,
                 "memory_bytes": node.memory_bytes,
+                "memory_total_bytes": node.memory_total_bytes,
+                "memory_available_bytes": node.memory_available_bytes,
                 "version": node.version,
+                "zone": node.zone,
+                "draining": node.draining,
                 "shards": [_report_json(shard) for shard in node.shards],
             }
             for node in answer.nodes
@@ -123,9 +150,12 @@ def status_json(answer: Status) -> render.Json:
                 "first": f"{shard.first:016x}",
                 "last": f"{shard.last:016x}",
                 "node_ids": list(shard.node_ids),
+                "joining_node_ids": list(shard.joining_node_ids),
+                "source_shard_ids": list(shard.source_shard_ids),
             }
             for shard in answer.shards
         ],
+        "notes": notes(answer),
     }
 
 
@@ -145,5 +175,8 @@ def _report_json(report: ShardStatus) -> render.Json:
         "memory_bytes": report.memory_bytes,
         "digest": report.digest,
         "segments_count": report.segments_count,
+        "confirmed": report.confirmed,
+        "map_version": report.map_version,
+        "stored_bytes": report.stored_bytes,
         "problem": report.problem,
     }

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import click
 
@@ -12,15 +11,13 @@ from facegrid.clock import SystemClock
 from facegrid.errors import InvalidError
 from fgctl import render
 from fgctl.online.doubt import repeatable
+from fgctl.online.input_files import InputFiles, input_options
 from fgctl.online.parquet import ParquetSource
 from fgctl.online.sources import NpySource, Source, check, check_dim, open_npy, shifted
 from fgctl.target import Target, online
 
 BATCH_ROWS = 2048
 ENROL_TIMEOUT_S = 60.0
-PARQUET_SUFFIX = ".parquet"
-
-EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @dataclass(slots=True)
@@ -61,18 +58,7 @@ class Outcome:
 
 @click.command()
 @click.option("--gallery", required=True)
-@click.option("--vectors", type=EXISTING_FILE, help="A .npy matrix of floats, or a .parquet file.")
-@click.option("--subjects", type=EXISTING_FILE, help="Subject ids, one per line.")
-@click.option(
-    "--templates",
-    type=EXISTING_FILE,
-    help="Template ids, one per line. Default: made from each vector's content.",
-)
-@click.option(
-    "--parquet",
-    type=EXISTING_FILE,
-    help="Columns subject_id, vector and, if there is one, template_id; instead of --vectors.",
-)
+@input_options
 @click.option(
     "--batch-rows",
     default=BATCH_ROWS,
@@ -81,18 +67,9 @@ class Outcome:
     help="Rows per request.",
 )
 @online
-def enrol(  # noqa: PLR0913 - one for each option
-    target: Target,
-    *,
-    gallery: str,
-    vectors: Path | None,
-    subjects: Path | None,
-    templates: Path | None,
-    parquet: Path | None,
-    batch_rows: int,
-) -> None:
+def enrol(target: Target, *, gallery: str, given: InputFiles, batch_rows: int) -> None:
     """Enrol templates from files. Running it again changes nothing."""
-    source = _open(vectors, subjects, templates, parquet)
+    source = _open(given.checked("enrol"))
     with target.client(timeout_s=ENROL_TIMEOUT_S) as client:
         check_dim(client.get_gallery(gallery).dim, source.dim)
         with render.metered("checking", source.rows_count, quiet=target.as_json) as meter:
@@ -130,18 +107,11 @@ def send(
     )
 
 
-def _open(
-    vectors: Path | None, subjects: Path | None, templates: Path | None, parquet: Path | None
-) -> Source:
-    if parquet is None and vectors is not None and vectors.suffix == PARQUET_SUFFIX:
-        parquet, vectors = vectors, None
-    if parquet is not None:
-        if vectors or subjects or templates:
-            raise click.UsageError("a Parquet file carries its ids: leave out the other files")
-        return ParquetSource(parquet)
-    if vectors is None or subjects is None:
-        raise click.UsageError("say what to enrol: --vectors with --subjects, or --parquet")
-    return NpySource(open_npy(vectors), subjects=subjects, templates=templates)
+def _open(files: InputFiles) -> Source:
+    if files.parquet is not None:
+        return ParquetSource(files.parquet)
+    vectors, subjects = files.rows_and_ids()
+    return NpySource(open_npy(vectors), subjects=subjects, templates=files.templates)
 
 
 def _show(outcome: Outcome, target: Target) -> None:

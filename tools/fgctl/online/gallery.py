@@ -1,21 +1,32 @@
-"""fgctl gallery: create, list, show, train, drop."""
+"""fgctl gallery: create, list, show, set, train, tune, drop."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 
 from facegrid import limits
 from facegrid.model import Gallery
+from facegrid.tuning import (
+    MATES_COUNT_LIMIT,
+    MISS_RATE_MAX_DEFAULT,
+    MISS_RATE_MAX_LIMIT,
+    Profile,
+)
 from fgctl import render
+from fgctl.online import curve
 from fgctl.target import Target, confirm, online
 
 CREATE_TIMEOUT_S = 60.0
 TRAIN_TIMEOUT_S = 600.0
+TUNE_TIMEOUT_S = 1800.0
+PROFILES = click.Choice([str(profile) for profile in Profile])
+MISS_RATES = click.FloatRange(0, MISS_RATE_MAX_LIMIT, min_open=True)
 
 
 @click.group()
 def gallery() -> None:
-    """Create, describe, train and drop galleries."""
+    """Create, list, show, change, train, tune and drop galleries."""
 
 
 def gallery_json(one: Gallery) -> render.Json:
@@ -31,6 +42,9 @@ def gallery_json(one: Gallery) -> render.Json:
         "codebook": one.codebook,
         "created_unix_ms": one.created_unix_ms,
         "templates_count": None if one.templates_count < 0 else one.templates_count,
+        "profile": one.profile,
+        "miss_rate_max": one.miss_rate_max,
+        "tuning": None if one.tuning is None else curve.tuning_json(one.tuning),
     }
 
 
@@ -47,6 +61,9 @@ def _show(one: Gallery, target: Target) -> None:
         ("replicas", one.replicas_count),
         ("trains at", f"{train_at:,} templates" if train_at else "only when told"),
         ("index", _index_of(one)),
+        ("profile", one.profile),
+        ("may miss", f"{one.miss_rate_max:g} of the mates, balanced"),
+        *curve.tuning_rows(one),
         ("created", f"{created:%Y-%m-%d %H:%M:%S} UTC"),
         ("uid", one.uid),
     ]
@@ -76,6 +93,14 @@ def _index_of(one: Gallery) -> str:
     type=click.IntRange(min=0),
     help=f"Train at this many templates; 0: only when told. Default: {limits.TRAIN_AT_DEFAULT:,}.",
 )
+@click.option(
+    "--profile", type=PROFILES, help="How hard searches try that do not say. Default: balanced."
+)
+@click.option(
+    "--miss-rate-max",
+    type=MISS_RATES,
+    help=f"Share of mates that balanced may miss. Default: {MISS_RATE_MAX_DEFAULT:g}.",
+)
 @online
 def create(  # noqa: PLR0913 - one for each option
     target: Target,
@@ -86,6 +111,8 @@ def create(  # noqa: PLR0913 - one for each option
     shards: int,
     replicas: int | None,
     train_at: int | None,
+    profile: str | None,
+    miss_rate_max: float | None,
 ) -> None:
     """Create a gallery and wait until it accepts writes."""
     with target.client(timeout_s=CREATE_TIMEOUT_S) as client:
@@ -96,6 +123,8 @@ def create(  # noqa: PLR0913 - one for each option
             shards=shards,
             replicas=target.replicas if replicas is None else replicas,
             train_at=train_at,
+            profile=profile,
+            miss_rate_max=miss_rate_max,
         )
     _show(created, target)
 
@@ -124,6 +153,43 @@ def show(target: Target, name: str) -> None:
     """Describe one gallery with its number of templates."""
     with target.client() as client:
         _show(client.get_gallery(name), target)
+
+
+@gallery.command(name="set")
+@click.argument("name")
+@click.option("--profile", type=PROFILES, help="How hard searches try that do not say.")
+@click.option("--miss-rate-max", type=MISS_RATES, help="Share of mates that balanced may miss.")
+@online
+def set_settings(
+    target: Target, name: str, *, profile: str | None, miss_rate_max: float | None
+) -> None:
+    """Change settings of a gallery; what is not given stays."""
+    if profile is None and miss_rate_max is None:
+        raise click.UsageError("say what to change: --profile or --miss-rate-max")
+    with target.client() as client:
+        _show(client.update_gallery(name, profile=profile, miss_rate_max=miss_rate_max), target)
+
+
+@gallery.command()
+@click.argument("name")
+@click.option("--mates", type=click.IntRange(1, MATES_COUNT_LIMIT), help="Pairs to measure on.")
+@click.option(
+    "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write the curve to a file."
+)
+@online
+def tune(target: Target, name: str, *, mates: int | None, svg: Path | None) -> None:
+    """Measure what the index misses, set the profiles by it, and show the curve."""
+    with (
+        target.client(timeout_s=TUNE_TIMEOUT_S) as client,
+        render.waiting(f"measuring {name}", quiet=target.as_json),
+    ):
+        tuned = client.tune(name, mates=mates, timeout_s=target.timeout_or(TUNE_TIMEOUT_S))
+    if svg is not None and tuned.tuning is not None:
+        svg.write_text(curve.svg_of(tuned.tuning), encoding="utf-8")
+    if target.as_json:
+        render.show_json(gallery_json(tuned))
+    else:
+        curve.show(tuned)
 
 
 @gallery.command()

@@ -1,7 +1,7 @@
 """fgctl identify: candidate lists for the probes of a file."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,26 @@ SHOWN_PROBES = 20
     help="Leave out candidates with a lower score. Default: none is left out.",
 )
 @click.option(
+    "--unconfirmed-max",
+    type=click.FloatRange(0, 1),
+    help="Largest share of the gallery that may be answered by copies which cannot confirm that"
+    " they have everything. Default: 1, and the answer tells.",
+)
+@click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write one JSON object per probe there, instead of showing them.",
 )
 @online
-def identify(
-    target: Target, gallery: str, path: Path, *, k: int, threshold: float | None, out: Path | None
+def identify(  # noqa: PLR0913 - one for each option
+    target: Target,
+    gallery: str,
+    path: Path,
+    *,
+    k: int,
+    threshold: float | None,
+    unconfirmed_max: float | None,
+    out: Path | None,
 ) -> None:
     """Find the subjects that resemble each probe most (1:N)."""
     everything = open_npy(path)
@@ -55,20 +68,25 @@ def identify(
         render.metered("identifying", len(probes), quiet=target.as_json) as meter,
     ):
         check_probes_dim(client, gallery, everything.shape[1])
-        search = partial(client.identify, gallery, k=k, threshold=threshold)
+        search = partial(
+            client.identify, gallery, k=k, threshold=threshold, unconfirmed_max=unconfirmed_max
+        )
         answers = _answers(search, probes, meter)
         if out is None:
             lists = list(answers)
+            share = _unconfirmed_share(lists)
         else:
-            _write(out, answers)
+            share = _write(out, answers)
             lists = []
     if out is not None:
-        _show_written(target, gallery, len(probes), out)
+        _show_written(target, gallery, len(probes), out=out, share=share)
     elif target.as_json:
         rows = [list_json(row, one) for row, one in enumerate(lists)]
         render.show_json({"gallery": gallery, "lists": rows})
     else:
         _show(lists, len(everything))
+    if share and not target.as_json:
+        render.show_note(render.unconfirmed_note(share))
 
 
 def _answers(
@@ -89,6 +107,7 @@ def list_json(row: int, one: CandidateList) -> render.Json:
     return {
         "row": row,
         "coverage": one.coverage.share,
+        "unconfirmed_share": one.coverage.unconfirmed_share,
         "candidates": [
             {
                 "rank": candidate.rank,
@@ -101,21 +120,39 @@ def list_json(row: int, one: CandidateList) -> render.Json:
     }
 
 
-def _write(out: Path, answers: Iterator[CandidateList]) -> None:
+def _unconfirmed_share(lists: Iterable[CandidateList]) -> float:
+    """Return the largest share of any answer that was not confirmed."""
+    return max((one.coverage.unconfirmed_share for one in lists), default=0.0)
+
+
+def _write(out: Path, answers: Iterator[CandidateList]) -> float:
+    """Write candidate lists; return the largest share of any answer that was not confirmed."""
+    share = 0.0
     # Under its own name only when complete: a search that fails leaves what was there.
     unfinished = out.with_name(out.name + ".partial")
     try:
         with unfinished.open("w", encoding="utf-8") as file:
             for row, one in enumerate(answers):
+                share = max(share, _unconfirmed_share([one]))
                 file.write(json.dumps(list_json(row, one), ensure_ascii=False) + "\n")
         unfinished.replace(out)
     finally:
         unfinished.unlink(missing_ok=True)
+    return share
 
 
-def _show_written(target: Target, gallery: str, probes_count: int, out: Path) -> None:
+def _show_written(
+    target: Target, gallery: str, probes_count: int, *, out: Path, share: float
+) -> None:
     if target.as_json:
-        render.show_json({"gallery": gallery, "probes_count": probes_count, "out": str(out)})
+        render.show_json(
+            {
+                "gallery": gallery,
+                "probes_count": probes_count,
+                "out": str(out),
+                "unconfirmed_share": share,
+            }
+        )
     else:
         render.show_line(f"wrote {probes_count:,} candidate lists to {out}")
 

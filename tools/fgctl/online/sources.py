@@ -127,14 +127,19 @@ def read_ids(path: Path, *, field: str) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             for row, line in enumerate(file):
-                yield _id_of(line, path=path, row=row, field=field)
+                yield id_of_line(line, path=path, row=row, field=field)
     except OSError as error:
         raise InvalidError(
             f"cannot be read path={path} problem={error.strerror}", reason="FILE_UNREADABLE"
         ) from None
 
 
-def _id_of(line: bytes, *, path: Path, row: int, field: str) -> str:
+def id_of_line(line: bytes, *, path: Path, row: int, field: str) -> str:
+    """Return the id on a line.
+
+    Raises:
+        InvalidError: there is none (ID_MALFORMED, with its row).
+    """
     try:
         value = line.rstrip(b"\r\n").decode()
         problem = id_problem(value)
@@ -153,12 +158,16 @@ def _id_of(line: bytes, *, path: Path, row: int, field: str) -> str:
 def _check_ids_count(path: Path, rows_count: int, *, field: str) -> None:
     lines_count = sum(1 for _ in read_ids(path, field=field))
     if lines_count != rows_count:
-        raise InvalidError(
-            f"there must be one {field} per vector path={path}"
-            f" ids={lines_count} vectors={rows_count}",
-            reason="COUNT_MISMATCH",
-            field=field,
-        )
+        raise count_mismatch(path, lines_count, rows_count, field=field)
+
+
+def count_mismatch(path: Path, ids_count: int, rows_count: int, *, field: str) -> InvalidError:
+    """Return the error for a file that has more or fewer ids than there are vectors."""
+    return InvalidError(
+        f"there must be one {field} per vector path={path} ids={ids_count} vectors={rows_count}",
+        reason="COUNT_MISMATCH",
+        field=field,
+    )
 
 
 class NpySource:

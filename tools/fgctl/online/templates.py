@@ -12,6 +12,15 @@ from fgctl.online.doubt import repeatable
 from fgctl.online.sources import as_float32, check_probes_dim, open_npy
 from fgctl.target import Target, confirm, online
 
+CONFIRMED_ONLY = click.option(
+    "--confirmed-only",
+    is_flag=True,
+    help="Rather fail than be answered by a copy that cannot confirm that it has everything.",
+)
+UNCONFIRMED = (
+    "unconfirmed: the copy that answered could not make sure that it has everything, so this may"
+    " have been erased lately"
+)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -24,13 +33,22 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the vector there, as .npy.",
 )
+@CONFIRMED_ONLY
 @online
 def get(
-    target: Target, gallery: str, template_id: str, subject_id: str | None, out: Path | None
+    target: Target,
+    gallery: str,
+    template_id: str,
+    *,
+    subject_id: str | None,
+    out: Path | None,
+    confirmed_only: bool,
 ) -> None:
     """Show one stored template."""
     with target.client() as client:
-        template = client.get_template(gallery, template_id, subject_id=subject_id)
+        template = client.get_template(
+            gallery, template_id, subject_id=subject_id, confirmed_only=confirmed_only
+        )
     vector = np.asarray(template.vector, dtype=np.float32).reshape(-1)
     if out is not None:
         with out.open("wb") as file:
@@ -41,12 +59,15 @@ def get(
                 "gallery": gallery,
                 "subject_id": template.subject_id,
                 "template_id": template.template_id,
+                "unconfirmed": template.unconfirmed,
                 "vector": [float(value) for value in vector],
             }
         )
         return
     rows = [("subject", template.subject_id), ("dim", len(vector))]
     render.show_table(f"template {template.template_id}", ("what", "value"), rows)
+    if template.unconfirmed:
+        render.show_note(UNCONFIRMED)
 
 
 @click.command()
@@ -86,13 +107,16 @@ def erase(
 @click.option("--subject", "subject_id", required=True)
 @click.option("--probe", "path", required=True, type=EXISTING_FILE, help="A vector as .npy.")
 @click.option("--row", default=0, show_default=True, type=click.IntRange(min=0))
+@CONFIRMED_ONLY
 @online
-def verify(target: Target, gallery: str, subject_id: str, path: Path, row: int) -> None:
+def verify(
+    target: Target, gallery: str, subject_id: str, *, path: Path, row: int, confirmed_only: bool
+) -> None:
     """Score a probe against the best template of one subject (1:1)."""
     probe = _probe(path, row)
     with target.client() as client:
         check_probes_dim(client, gallery, len(probe))
-        best = client.verify(gallery, subject_id, probe)
+        best = client.verify(gallery, subject_id, probe, confirmed_only=confirmed_only)
     if target.as_json:
         render.show_json(
             {
@@ -100,10 +124,13 @@ def verify(target: Target, gallery: str, subject_id: str, path: Path, row: int) 
                 "subject_id": subject_id,
                 "template_id": best.template_id,
                 "score": best.score,
+                "unconfirmed": best.unconfirmed,
             }
         )
-    else:
-        render.show_line(f"score {best.score:.4f} with template {best.template_id}")
+        return
+    render.show_line(f"score {best.score:.4f} with template {best.template_id}")
+    if best.unconfirmed:
+        render.show_note(UNCONFIRMED)
 
 
 def _probe(path: Path, row: int) -> vectors.Float32:

@@ -26,21 +26,91 @@ from facegrid.api.v1 import types_pb2 as facegrid_dot_api_dot_v1_dot_types__pb2
 from facegrid.api.shard.v1 import shard_service_pb2 as facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)facegrid/api/admin/v1/admin_service.proto\x12\x15\x66\x61\x63\x65grid.api.admin.v1\x1a\x1b\x66\x61\x63\x65grid/api/v1/types.proto\x1a)facegrid/api/shard/v1/shard_service.proto\"\x16\n\x14\x43lusterStatusRequest\"\xf1\x03\n\x15\x43lusterStatusResponse\x12@\n\x05nodes\x18\x01 \x03(\x0b\x32\x31.facegrid.api.admin.v1.ClusterStatusResponse.Node\x12+\n\tgalleries\x18\x02 \x03(\x0b\x32\x18.facegrid.api.v1.Gallery\x12\x42\n\x06shards\x18\x03 \x03(\x0b\x32\x32.facegrid.api.admin.v1.ClusterStatusResponse.Shard\x12\x16\n\x0e\x65tcd_reachable\x18\x04 \x01(\x08\x12\x12\n\nmap_age_ms\x18\x05 \x01(\x03\x1a\xa3\x01\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nregistered\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x32\n\x06shards\x18\x05 \x03(\x0b\x32\".facegrid.api.shard.v1.ShardStatus\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x03\x12\x0f\n\x07version\x18\x07 \x01(\t\x1aS\n\x05Shard\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07gallery\x18\x02 \x01(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\x06\x12\x0c\n\x04last\x18\x04 \x01(\x06\x12\x10\n\x08node_ids\x18\x05 \x03(\t2z\n\x0c\x41\x64minService\x12j\n\rClusterStatus\x12+.facegrid.api.admin.v1.ClusterStatusRequest\x1a,.facegrid.api.admin.v1.ClusterStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)facegrid/api/admin/v1/admin_service.proto\x12\x15\x66\x61\x63\x65grid.api.admin.v1\x1a\x1b\x66\x61\x63\x65grid/api/v1/types.proto\x1a)facegrid/api/shard/v1/shard_service.proto\"\xdb\x02\n\rOperationSpec\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x41\n\x08replicas\x18\x02 \x01(\x0b\x32-.facegrid.api.admin.v1.OperationSpec.ReplicasH\x00\x12;\n\x05split\x18\x03 \x01(\x0b\x32*.facegrid.api.admin.v1.OperationSpec.SplitH\x00\x12;\n\x05merge\x18\x04 \x01(\x0b\x32*.facegrid.api.admin.v1.OperationSpec.MergeH\x00\x12\r\n\x05\x63\x61use\x18\x05 \x01(\t\x1a.\n\x08Replicas\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\x10\n\x08node_ids\x18\x02 \x03(\t\x1a\x19\n\x05Split\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x1a\x1a\n\x05Merge\x12\x11\n\tshard_ids\x18\x01 \x03(\tB\x06\n\x04kind\"\x88\x02\n\rOperationPlan\x12\x13\n\x0bmap_version\x18\x01 \x01(\x03\x12\r\n\x05steps\x18\x02 \x03(\t\x12\x13\n\x0bmoved_bytes\x18\x03 \x01(\x03\x12\x12\n\nduration_s\x18\x04 \x01(\x01\x12\x38\n\x05rooms\x18\x05 \x03(\x0b\x32).facegrid.api.admin.v1.OperationPlan.Room\x12\x15\n\rnothing_to_do\x18\x06 \x01(\x08\x12\x11\n\tchild_ids\x18\x07 \x03(\t\x1a\x46\n\x04Room\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x14\n\x0cneeded_bytes\x18\x02 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x03 \x01(\x03\"\xd7\x02\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x32\n\x04spec\x18\x02 \x01(\x0b\x32$.facegrid.api.admin.v1.OperationSpec\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32%.facegrid.api.admin.v1.OperationState\x12\x0c\n\x04step\x18\x04 \x01(\t\x12\x12\n\nsteps_done\x18\x05 \x01(\r\x12\x13\n\x0bsteps_count\x18\x06 \x01(\r\x12\x11\n\tabortable\x18\x07 \x01(\x08\x12\x0c\n\x04note\x18\x08 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\t \x01(\x03\x12\x14\n\x0cstep_unix_ms\x18\n \x01(\x03\x12\x15\n\rplanned_bytes\x18\x0b \x01(\x03\x12\x11\n\tplanned_s\x18\x0c \x01(\x01\x12\x10\n\x08progress\x18\r \x01(\x01\x12\x11\n\tchild_ids\x18\x0e \x03(\t\"J\n\x14PlanOperationRequest\x12\x32\n\x04spec\x18\x01 \x01(\x0b\x32$.facegrid.api.admin.v1.OperationSpec\"K\n\x15PlanOperationResponse\x12\x32\n\x04plan\x18\x01 \x01(\x0b\x32$.facegrid.api.admin.v1.OperationPlan\"t\n\x15StartOperationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x32\n\x04spec\x18\x02 \x01(\x0b\x32$.facegrid.api.admin.v1.OperationSpec\x12\x13\n\x0bmap_version\x18\x03 \x01(\x03\"M\n\x16StartOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .facegrid.api.admin.v1.Operation\"$\n\x15ListOperationsRequest\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\"^\n\x16ListOperationsResponse\x12\x34\n\noperations\x18\x01 \x03(\x0b\x32 .facegrid.api.admin.v1.Operation\x12\x0e\n\x06\x64river\x18\x02 \x01(\t\"!\n\x13GetOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"K\n\x14GetOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .facegrid.api.admin.v1.Operation\"\xc3\x01\n\x16\x43hangeOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x44\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x34.facegrid.api.admin.v1.ChangeOperationRequest.Action\"W\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43TION_PAUSE\x10\x01\x12\x11\n\rACTION_RESUME\x10\x02\x12\x10\n\x0c\x41\x43TION_ABORT\x10\x03\"N\n\x17\x43hangeOperationResponse\x12\x33\n\toperation\x18\x01 \x01(\x0b\x32 .facegrid.api.admin.v1.Operation\"4\n\x0fMarkNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\"\x12\n\x10MarkNodeResponse\"=\n\x12SetReplicasRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x16\n\x0ereplicas_count\x18\x02 \x01(\r\"@\n\x13SetReplicasResponse\x12)\n\x07gallery\x18\x01 \x01(\x0b\x32\x18.facegrid.api.v1.Gallery\"\xc5\x01\n\x14PlanRebalanceRequest\x12\x15\n\rlost_node_ids\x18\x01 \x03(\t\x12\x19\n\x11\x64raining_node_ids\x18\x02 \x03(\t\x12\x46\n\x08replicas\x18\x03 \x03(\x0b\x32\x34.facegrid.api.admin.v1.PlanRebalanceRequest.Replicas\x1a\x33\n\x08Replicas\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x16\n\x0ereplicas_count\x18\x02 \x01(\r\"\x82\x04\n\x15PlanRebalanceResponse\x12@\n\x05moves\x18\x01 \x03(\x0b\x32\x31.facegrid.api.admin.v1.PlanRebalanceResponse.Move\x12\x44\n\x05nodes\x18\x02 \x03(\x0b\x32\x35.facegrid.api.admin.v1.PlanRebalanceResponse.NodeLoad\x12\x10\n\x08problems\x18\x03 \x03(\t\x1an\n\x04Move\x12\x32\n\x04spec\x18\x01 \x01(\x0b\x32$.facegrid.api.admin.v1.OperationSpec\x12\x32\n\x04plan\x18\x02 \x01(\x0b\x32$.facegrid.api.admin.v1.OperationPlan\x1a\xde\x01\n\x08NodeLoad\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\x12\n\nregistered\x18\x03 \x01(\x08\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x14\n\x0c\x62ytes_before\x18\x05 \x01(\x03\x12\x13\n\x0b\x62ytes_after\x18\x06 \x01(\x03\x12\x18\n\x10primaries_before\x18\x07 \x01(\r\x12\x17\n\x0fprimaries_after\x18\x08 \x01(\r\x12\x17\n\x0freplicas_before\x18\t \x01(\r\x12\x16\n\x0ereplicas_after\x18\n \x01(\r\"\x8f\x01\n\x11RebalancerRequest\x12\x16\n\tautomatic\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x18\n\x0b\x61t_once_max\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x19\n\x0cp99_limit_ms\x18\x03 \x01(\rH\x02\x88\x01\x01\x42\x0c\n\n_automaticB\x0e\n\x0c_at_once_maxB\x0f\n\r_p99_limit_ms\"r\n\x12RebalancerResponse\x12\x11\n\tautomatic\x18\x01 \x01(\x08\x12\x13\n\x0b\x61t_once_max\x18\x02 \x01(\r\x12\x14\n\x0cp99_limit_ms\x18\x03 \x01(\r\x12\x0e\n\x06p99_ms\x18\x04 \x01(\r\x12\x0e\n\x06\x64river\x18\x05 \x01(\t\"z\n\x0bLoadRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x10\n\x08shard_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x34\n\x08segments\x18\x04 \x03(\x0b\x32\".facegrid.api.shard.v1.LoadSegment\"f\n\x0cLoadResponse\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x16\n\x0e\x65nrolled_count\x18\x02 \x01(\x03\x12\x17\n\x0funchanged_count\x18\x03 \x01(\x03\"\"\n\x0fTakeOverRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x88\x01\n\x10TakeOverResponse\x12=\n\x06shards\x18\x01 \x03(\x0b\x32-.facegrid.api.admin.v1.TakeOverResponse.Shard\x1a\x35\n\x05Shard\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07gallery\x18\x02 \x01(\t\x12\x0f\n\x07primary\x18\x03 \x01(\t\"\x16\n\x14\x43lusterStatusRequest\"\xbc\x05\n\x15\x43lusterStatusResponse\x12@\n\x05nodes\x18\x01 \x03(\x0b\x32\x31.facegrid.api.admin.v1.ClusterStatusResponse.Node\x12+\n\tgalleries\x18\x02 \x03(\x0b\x32\x18.facegrid.api.v1.Gallery\x12\x42\n\x06shards\x18\x03 \x03(\x0b\x32\x32.facegrid.api.admin.v1.ClusterStatusResponse.Shard\x12\x16\n\x0e\x65tcd_reachable\x18\x04 \x01(\x08\x12\x12\n\nmap_age_ms\x18\x05 \x01(\x03\x12\x16\n\x0eview_confirmed\x18\x06 \x01(\x08\x12\x10\n\x08problems\x18\x07 \x03(\t\x1a\x8f\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nregistered\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x32\n\x06shards\x18\x05 \x03(\x0b\x32\".facegrid.api.shard.v1.ShardStatus\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x03\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x0c\n\x04zone\x18\x08 \x01(\t\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x1a\n\x12memory_total_bytes\x18\n \x01(\x03\x12\x1e\n\x16memory_available_bytes\x18\x0b \x01(\x03\x12\x0e\n\x06\x63pu_ms\x18\x0c \x01(\x03\x1a\x87\x01\n\x05Shard\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07gallery\x18\x02 \x01(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\x06\x12\x0c\n\x04last\x18\x04 \x01(\x06\x12\x10\n\x08node_ids\x18\x05 \x03(\t\x12\x18\n\x10joining_node_ids\x18\x06 \x03(\t\x12\x18\n\x10source_shard_ids\x18\x07 \x03(\t*\xbf\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x01\x12\x1a\n\x16OPERATION_STATE_PAUSED\x10\x02\x12\x1c\n\x18OPERATION_STATE_ABORTING\x10\x03\x12\x18\n\x14OPERATION_STATE_DONE\x10\x04\x12\x1b\n\x17OPERATION_STATE_ABORTED\x10\x05\x32\xdf\t\n\x0c\x41\x64minService\x12j\n\rClusterStatus\x12+.facegrid.api.admin.v1.ClusterStatusRequest\x1a,.facegrid.api.admin.v1.ClusterStatusResponse\x12[\n\x08TakeOver\x12&.facegrid.api.admin.v1.TakeOverRequest\x1a\'.facegrid.api.admin.v1.TakeOverResponse\x12O\n\x04Load\x12\".facegrid.api.admin.v1.LoadRequest\x1a#.facegrid.api.admin.v1.LoadResponse\x12j\n\rPlanOperation\x12+.facegrid.api.admin.v1.PlanOperationRequest\x1a,.facegrid.api.admin.v1.PlanOperationResponse\x12m\n\x0eStartOperation\x12,.facegrid.api.admin.v1.StartOperationRequest\x1a-.facegrid.api.admin.v1.StartOperationResponse\x12m\n\x0eListOperations\x12,.facegrid.api.admin.v1.ListOperationsRequest\x1a-.facegrid.api.admin.v1.ListOperationsResponse\x12g\n\x0cGetOperation\x12*.facegrid.api.admin.v1.GetOperationRequest\x1a+.facegrid.api.admin.v1.GetOperationResponse\x12p\n\x0f\x43hangeOperation\x12-.facegrid.api.admin.v1.ChangeOperationRequest\x1a..facegrid.api.admin.v1.ChangeOperationResponse\x12[\n\x08MarkNode\x12&.facegrid.api.admin.v1.MarkNodeRequest\x1a\'.facegrid.api.admin.v1.MarkNodeResponse\x12\x64\n\x0bSetReplicas\x12).facegrid.api.admin.v1.SetReplicasRequest\x1a*.facegrid.api.admin.v1.SetReplicasResponse\x12j\n\rPlanRebalance\x12+.facegrid.api.admin.v1.PlanRebalanceRequest\x1a,.facegrid.api.admin.v1.PlanRebalanceResponse\x12\x61\n\nRebalancer\x12(.facegrid.api.admin.v1.RebalancerRequest\x1a).facegrid.api.admin.v1.RebalancerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'facegrid.api.admin.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CLUSTERSTATUSREQUEST']._serialized_start=140
-  _globals['_CLUSTERSTATUSREQUEST']._serialized_end=162
-  _globals['_CLUSTERSTATUSRESPONSE']._serialized_start=165
-  _globals['_CLUSTERSTATUSRESPONSE']._serialized_end=662
-  _globals['_CLUSTERSTATUSRESPONSE_NODE']._serialized_start=414
-  _globals['_CLUSTERSTATUSRESPONSE_NODE']._serialized_end=577
-  _globals['_CLUSTERSTATUSRESPONSE_SHARD']._serialized_start=579
-  _globals['_CLUSTERSTATUSRESPONSE_SHARD']._serialized_end=662
-  _globals['_ADMINSERVICE']._serialized_start=664
-  _globals['_ADMINSERVICE']._serialized_end=786
+  _globals['_OPERATIONSTATE']._serialized_start=4290
+  _globals['_OPERATIONSTATE']._serialized_end=4481
+  _globals['_OPERATIONSPEC']._serialized_start=141
+  _globals['_OPERATIONSPEC']._serialized_end=488
+  _globals['_OPERATIONSPEC_REPLICAS']._serialized_start=379
+  _globals['_OPERATIONSPEC_REPLICAS']._serialized_end=425
+  _globals['_OPERATIONSPEC_SPLIT']._serialized_start=427
+  _globals['_OPERATIONSPEC_SPLIT']._serialized_end=452
+  _globals['_OPERATIONSPEC_MERGE']._serialized_start=454
+  _globals['_OPERATIONSPEC_MERGE']._serialized_end=480
+  _globals['_OPERATIONPLAN']._serialized_start=491
+  _globals['_OPERATIONPLAN']._serialized_end=755
+  _globals['_OPERATIONPLAN_ROOM']._serialized_start=685
+  _globals['_OPERATIONPLAN_ROOM']._serialized_end=755
+  _globals['_OPERATION']._serialized_start=758
+  _globals['_OPERATION']._serialized_end=1101
+  _globals['_PLANOPERATIONREQUEST']._serialized_start=1103
+  _globals['_PLANOPERATIONREQUEST']._serialized_end=1177
+  _globals['_PLANOPERATIONRESPONSE']._serialized_start=1179
+  _globals['_PLANOPERATIONRESPONSE']._serialized_end=1254
+  _globals['_STARTOPERATIONREQUEST']._serialized_start=1256
+  _globals['_STARTOPERATIONREQUEST']._serialized_end=1372
+  _globals['_STARTOPERATIONRESPONSE']._serialized_start=1374
+  _globals['_STARTOPERATIONRESPONSE']._serialized_end=1451
+  _globals['_LISTOPERATIONSREQUEST']._serialized_start=1453
+  _globals['_LISTOPERATIONSREQUEST']._serialized_end=1489
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=1491
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=1585
+  _globals['_GETOPERATIONREQUEST']._serialized_start=1587
+  _globals['_GETOPERATIONREQUEST']._serialized_end=1620
+  _globals['_GETOPERATIONRESPONSE']._serialized_start=1622
+  _globals['_GETOPERATIONRESPONSE']._serialized_end=1697
+  _globals['_CHANGEOPERATIONREQUEST']._serialized_start=1700
+  _globals['_CHANGEOPERATIONREQUEST']._serialized_end=1895
+  _globals['_CHANGEOPERATIONREQUEST_ACTION']._serialized_start=1808
+  _globals['_CHANGEOPERATIONREQUEST_ACTION']._serialized_end=1895
+  _globals['_CHANGEOPERATIONRESPONSE']._serialized_start=1897
+  _globals['_CHANGEOPERATIONRESPONSE']._serialized_end=1975
+  _globals['_MARKNODEREQUEST']._serialized_start=1977
+  _globals['_MARKNODEREQUEST']._serialized_end=2029
+  _globals['_MARKNODERESPONSE']._serialized_start=2031
+  _globals['_MARKNODERESPONSE']._serialized_end=2049
+  _globals['_SETREPLICASREQUEST']._serialized_start=2051
+  _globals['_SETREPLICASREQUEST']._serialized_end=2112
+  _globals['_SETREPLICASRESPONSE']._serialized_start=2114
+  _globals['_SETREPLICASRESPONSE']._serialized_end=2178
+  _globals['_PLANREBALANCEREQUEST']._serialized_start=2181
+  _globals['_PLANREBALANCEREQUEST']._serialized_end=2378
+  _globals['_PLANREBALANCEREQUEST_REPLICAS']._serialized_start=2327
+  _globals['_PLANREBALANCEREQUEST_REPLICAS']._serialized_end=2378
+  _globals['_PLANREBALANCERESPONSE']._serialized_start=2381
+  _globals['_PLANREBALANCERESPONSE']._serialized_end=2895
+  _globals['_PLANREBALANCERESPONSE_MOVE']._serialized_start=2560
+  _globals['_PLANREBALANCERESPONSE_MOVE']._serialized_end=2670
+  _globals['_PLANREBALANCERESPONSE_NODELOAD']._serialized_start=2673
+  _globals['_PLANREBALANCERESPONSE_NODELOAD']._serialized_end=2895
+  _globals['_REBALANCERREQUEST']._serialized_start=2898
+  _globals['_REBALANCERREQUEST']._serialized_end=3041
+  _globals['_REBALANCERRESPONSE']._serialized_start=3043
+  _globals['_REBALANCERRESPONSE']._serialized_end=3157
+  _globals['_LOADREQUEST']._serialized_start=3159
+  _globals['_LOADREQUEST']._serialized_end=3281
+  _globals['_LOADRESPONSE']._serialized_start=3283
+  _globals['_LOADRESPONSE']._serialized_end=3385
+  _globals['_TAKEOVERREQUEST']._serialized_start=3387
+  _globals['_TAKEOVERREQUEST']._serialized_end=3421
+  _globals['_TAKEOVERRESPONSE']._serialized_start=3424
+  _globals['_TAKEOVERRESPONSE']._serialized_end=3560
+  _globals['_TAKEOVERRESPONSE_SHARD']._serialized_start=3507
+  _globals['_TAKEOVERRESPONSE_SHARD']._serialized_end=3560
+  _globals['_CLUSTERSTATUSREQUEST']._serialized_start=3562
+  _globals['_CLUSTERSTATUSREQUEST']._serialized_end=3584
+  _globals['_CLUSTERSTATUSRESPONSE']._serialized_start=3587
+  _globals['_CLUSTERSTATUSRESPONSE']._serialized_end=4287
+  _globals['_CLUSTERSTATUSRESPONSE_NODE']._serialized_start=3878
+  _globals['_CLUSTERSTATUSRESPONSE_NODE']._serialized_end=4149
+  _globals['_CLUSTERSTATUSRESPONSE_SHARD']._serialized_start=4152
+  _globals['_CLUSTERSTATUSRESPONSE_SHARD']._serialized_end=4287
+  _globals['_ADMINSERVICE']._serialized_start=4484
+  _globals['_ADMINSERVICE']._serialized_end=5731
 # @@protoc_insertion_point(module_scope)

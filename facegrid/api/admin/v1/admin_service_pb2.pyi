@@ -9,6 +9,7 @@ from facegrid.api.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,912 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _OperationState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OperationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OperationState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPERATION_STATE_UNSPECIFIED: _OperationState.ValueType  # 0
+    OPERATION_STATE_RUNNING: _OperationState.ValueType  # 1
+    OPERATION_STATE_PAUSED: _OperationState.ValueType  # 2
+    OPERATION_STATE_ABORTING: _OperationState.ValueType  # 3
+    OPERATION_STATE_DONE: _OperationState.ValueType  # 4
+    OPERATION_STATE_ABORTED: _OperationState.ValueType  # 5
+
+class OperationState(_OperationState, metaclass=_OperationStateEnumTypeWrapper): ...
+
+OPERATION_STATE_UNSPECIFIED: OperationState.ValueType  # 0
+OPERATION_STATE_RUNNING: OperationState.ValueType  # 1
+OPERATION_STATE_PAUSED: OperationState.ValueType  # 2
+OPERATION_STATE_ABORTING: OperationState.ValueType  # 3
+OPERATION_STATE_DONE: OperationState.ValueType  # 4
+OPERATION_STATE_ABORTED: OperationState.ValueType  # 5
+Global___OperationState: _TypeAlias = OperationState  # noqa: Y015
+
+@_typing.final
+class OperationSpec(_message.Message):
+    """What is to be done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Replicas(_message.Message):
+        """Where the copies of a shard shall be; the first is to be the primary."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHARD_ID_FIELD_NUMBER: _builtins.int
+        NODE_IDS_FIELD_NUMBER: _builtins.int
+        shard_id: _builtins.str
+        @_builtins.property
+        def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        def __init__(
+            self,
+            *,
+            shard_id: _builtins.str = ...,
+            node_ids: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["node_ids", b"node_ids", "shard_id", b"shard_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Split(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHARD_ID_FIELD_NUMBER: _builtins.int
+        shard_id: _builtins.str
+        def __init__(
+            self,
+            *,
+            shard_id: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["shard_id", b"shard_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Merge(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHARD_IDS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def shard_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Two or more neighbours."""
+
+        def __init__(
+            self,
+            *,
+            shard_ids: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["shard_ids", b"shard_ids"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    cause: _builtins.str
+    """Why, in words: shown wherever the operation is."""
+    @_builtins.property
+    def replicas(self) -> Global___OperationSpec.Replicas: ...
+    @_builtins.property
+    def split(self) -> Global___OperationSpec.Split: ...
+    @_builtins.property
+    def merge(self) -> Global___OperationSpec.Merge: ...
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        replicas: Global___OperationSpec.Replicas | None = ...,
+        split: Global___OperationSpec.Split | None = ...,
+        merge: Global___OperationSpec.Merge | None = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "merge", b"merge", "replicas", b"replicas", "split", b"split"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "gallery", b"gallery", "kind", b"kind", "merge", b"merge", "replicas", b"replicas", "split", b"split"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["replicas", "split", "merge"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___OperationSpec: _TypeAlias = OperationSpec  # noqa: Y015
+
+@_typing.final
+class OperationPlan(_message.Message):
+    """What an operation costs, estimated."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Room(_message.Message):
+        """Memory that each node needs, while it runs, beyond what it has in use now."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NODE_ID_FIELD_NUMBER: _builtins.int
+        NEEDED_BYTES_FIELD_NUMBER: _builtins.int
+        AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+        node_id: _builtins.str
+        needed_bytes: _builtins.int
+        available_bytes: _builtins.int
+        def __init__(
+            self,
+            *,
+            node_id: _builtins.str = ...,
+            needed_bytes: _builtins.int = ...,
+            available_bytes: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "needed_bytes", b"needed_bytes", "node_id", b"node_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    MOVED_BYTES_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    ROOMS_FIELD_NUMBER: _builtins.int
+    NOTHING_TO_DO_FIELD_NUMBER: _builtins.int
+    CHILD_IDS_FIELD_NUMBER: _builtins.int
+    map_version: _builtins.int
+    """Version of the map that it was made for."""
+    moved_bytes: _builtins.int
+    """Bytes that are read from the store, over all nodes."""
+    duration_s: _builtins.float
+    nothing_to_do: _builtins.bool
+    """Nothing would be different: it is so already."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What happens, in words, in order."""
+
+    @_builtins.property
+    def rooms(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperationPlan.Room]: ...
+    @_builtins.property
+    def child_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the shards that a split or merge makes."""
+
+    def __init__(
+        self,
+        *,
+        map_version: _builtins.int = ...,
+        steps: _abc.Iterable[_builtins.str] | None = ...,
+        moved_bytes: _builtins.int = ...,
+        duration_s: _builtins.float = ...,
+        rooms: _abc.Iterable[Global___OperationPlan.Room] | None = ...,
+        nothing_to_do: _builtins.bool = ...,
+        child_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_ids", b"child_ids", "duration_s", b"duration_s", "map_version", b"map_version", "moved_bytes", b"moved_bytes", "nothing_to_do", b"nothing_to_do", "rooms", b"rooms", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperationPlan: _TypeAlias = OperationPlan  # noqa: Y015
+
+@_typing.final
+class Operation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEPS_DONE_FIELD_NUMBER: _builtins.int
+    STEPS_COUNT_FIELD_NUMBER: _builtins.int
+    ABORTABLE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    STEP_UNIX_MS_FIELD_NUMBER: _builtins.int
+    PLANNED_BYTES_FIELD_NUMBER: _builtins.int
+    PLANNED_S_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    CHILD_IDS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    state: Global___OperationState.ValueType
+    step: _builtins.str
+    """Name of the step that comes next, and how many of how many are done."""
+    steps_done: _builtins.int
+    steps_count: _builtins.int
+    abortable: _builtins.bool
+    """Whether it can still be aborted."""
+    note: _builtins.str
+    """What it waits for, or why it was paused or aborted."""
+    created_unix_ms: _builtins.int
+    step_unix_ms: _builtins.int
+    planned_bytes: _builtins.int
+    planned_s: _builtins.float
+    progress: _builtins.float
+    """Share of the rows that have arrived where they shall be, 0 to 1."""
+    @_builtins.property
+    def spec(self) -> Global___OperationSpec: ...
+    @_builtins.property
+    def child_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        spec: Global___OperationSpec | None = ...,
+        state: Global___OperationState.ValueType = ...,
+        step: _builtins.str = ...,
+        steps_done: _builtins.int = ...,
+        steps_count: _builtins.int = ...,
+        abortable: _builtins.bool = ...,
+        note: _builtins.str = ...,
+        created_unix_ms: _builtins.int = ...,
+        step_unix_ms: _builtins.int = ...,
+        planned_bytes: _builtins.int = ...,
+        planned_s: _builtins.float = ...,
+        progress: _builtins.float = ...,
+        child_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abortable", b"abortable", "child_ids", b"child_ids", "created_unix_ms", b"created_unix_ms", "id", b"id", "note", b"note", "planned_bytes", b"planned_bytes", "planned_s", b"planned_s", "progress", b"progress", "spec", b"spec", "state", b"state", "step", b"step", "step_unix_ms", b"step_unix_ms", "steps_count", b"steps_count", "steps_done", b"steps_done"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
+@_typing.final
+class PlanOperationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> Global___OperationSpec: ...
+    def __init__(
+        self,
+        *,
+        spec: Global___OperationSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanOperationRequest: _TypeAlias = PlanOperationRequest  # noqa: Y015
+
+@_typing.final
+class PlanOperationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def plan(self) -> Global___OperationPlan: ...
+    def __init__(
+        self,
+        *,
+        plan: Global___OperationPlan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanOperationResponse: _TypeAlias = PlanOperationResponse  # noqa: Y015
+
+@_typing.final
+class StartOperationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    map_version: _builtins.int
+    """Refuse if the map is another one by now; 0: do not look."""
+    @_builtins.property
+    def spec(self) -> Global___OperationSpec: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        spec: Global___OperationSpec | None = ...,
+        map_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["map_version", b"map_version", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartOperationRequest: _TypeAlias = StartOperationRequest  # noqa: Y015
+
+@_typing.final
+class StartOperationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> Global___Operation: ...
+    def __init__(
+        self,
+        *,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartOperationResponse: _TypeAlias = StartOperationResponse  # noqa: Y015
+
+@_typing.final
+class ListOperationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALL_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """Those that are over too."""
+    def __init__(
+        self,
+        *,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOperationsRequest: _TypeAlias = ListOperationsRequest  # noqa: Y015
+
+@_typing.final
+class ListOperationsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    DRIVER_FIELD_NUMBER: _builtins.int
+    driver: _builtins.str
+    """The router that drives them; empty: none at present."""
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]: ...
+    def __init__(
+        self,
+        *,
+        operations: _abc.Iterable[Global___Operation] | None = ...,
+        driver: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "operations", b"operations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOperationsResponse: _TypeAlias = ListOperationsResponse  # noqa: Y015
+
+@_typing.final
+class GetOperationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOperationRequest: _TypeAlias = GetOperationRequest  # noqa: Y015
+
+@_typing.final
+class GetOperationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> Global___Operation: ...
+    def __init__(
+        self,
+        *,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOperationResponse: _TypeAlias = GetOperationResponse  # noqa: Y015
+
+@_typing.final
+class ChangeOperationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Action:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ChangeOperationRequest._Action.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ACTION_UNSPECIFIED: ChangeOperationRequest._Action.ValueType  # 0
+        ACTION_PAUSE: ChangeOperationRequest._Action.ValueType  # 1
+        ACTION_RESUME: ChangeOperationRequest._Action.ValueType  # 2
+        ACTION_ABORT: ChangeOperationRequest._Action.ValueType  # 3
+
+    class Action(_Action, metaclass=_ActionEnumTypeWrapper): ...
+    ACTION_UNSPECIFIED: ChangeOperationRequest.Action.ValueType  # 0
+    ACTION_PAUSE: ChangeOperationRequest.Action.ValueType  # 1
+    ACTION_RESUME: ChangeOperationRequest.Action.ValueType  # 2
+    ACTION_ABORT: ChangeOperationRequest.Action.ValueType  # 3
+
+    ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    action: Global___ChangeOperationRequest.Action.ValueType
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        action: Global___ChangeOperationRequest.Action.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeOperationRequest: _TypeAlias = ChangeOperationRequest  # noqa: Y015
+
+@_typing.final
+class ChangeOperationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> Global___Operation: ...
+    def __init__(
+        self,
+        *,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeOperationResponse: _TypeAlias = ChangeOperationResponse  # noqa: Y015
+
+@_typing.final
+class MarkNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    draining: _builtins.bool
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        draining: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkNodeRequest: _TypeAlias = MarkNodeRequest  # noqa: Y015
+
+@_typing.final
+class MarkNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkNodeResponse: _TypeAlias = MarkNodeResponse  # noqa: Y015
+
+@_typing.final
+class SetReplicasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    REPLICAS_COUNT_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    replicas_count: _builtins.int
+    """1 to 5."""
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        replicas_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "replicas_count", b"replicas_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetReplicasRequest: _TypeAlias = SetReplicasRequest  # noqa: Y015
+
+@_typing.final
+class SetReplicasResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gallery(self) -> _types_pb2.Gallery: ...
+    def __init__(
+        self,
+        *,
+        gallery: _types_pb2.Gallery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetReplicasResponse: _TypeAlias = SetReplicasResponse  # noqa: Y015
+
+@_typing.final
+class PlanRebalanceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Replicas(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        GALLERY_FIELD_NUMBER: _builtins.int
+        REPLICAS_COUNT_FIELD_NUMBER: _builtins.int
+        gallery: _builtins.str
+        replicas_count: _builtins.int
+        def __init__(
+            self,
+            *,
+            gallery: _builtins.str = ...,
+            replicas_count: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "replicas_count", b"replicas_count"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LOST_NODE_IDS_FIELD_NUMBER: _builtins.int
+    DRAINING_NODE_IDS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lost_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that are not expected back, beyond those that the router takes for lost by itself."""
+
+    @_builtins.property
+    def draining_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As if these nodes were marked as draining, and galleries were to have so many copies."""
+
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanRebalanceRequest.Replicas]: ...
+    def __init__(
+        self,
+        *,
+        lost_node_ids: _abc.Iterable[_builtins.str] | None = ...,
+        draining_node_ids: _abc.Iterable[_builtins.str] | None = ...,
+        replicas: _abc.Iterable[Global___PlanRebalanceRequest.Replicas] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining_node_ids", b"draining_node_ids", "lost_node_ids", b"lost_node_ids", "replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanRebalanceRequest: _TypeAlias = PlanRebalanceRequest  # noqa: Y015
+
+@_typing.final
+class PlanRebalanceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Move(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SPEC_FIELD_NUMBER: _builtins.int
+        PLAN_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def spec(self) -> Global___OperationSpec: ...
+        @_builtins.property
+        def plan(self) -> Global___OperationPlan: ...
+        def __init__(
+            self,
+            *,
+            spec: Global___OperationSpec | None = ...,
+            plan: Global___OperationPlan | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "spec", b"spec"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "spec", b"spec"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class NodeLoad(_message.Message):
+        """What a node holds, now and after the moves."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NODE_ID_FIELD_NUMBER: _builtins.int
+        ZONE_FIELD_NUMBER: _builtins.int
+        REGISTERED_FIELD_NUMBER: _builtins.int
+        DRAINING_FIELD_NUMBER: _builtins.int
+        BYTES_BEFORE_FIELD_NUMBER: _builtins.int
+        BYTES_AFTER_FIELD_NUMBER: _builtins.int
+        PRIMARIES_BEFORE_FIELD_NUMBER: _builtins.int
+        PRIMARIES_AFTER_FIELD_NUMBER: _builtins.int
+        REPLICAS_BEFORE_FIELD_NUMBER: _builtins.int
+        REPLICAS_AFTER_FIELD_NUMBER: _builtins.int
+        node_id: _builtins.str
+        zone: _builtins.str
+        registered: _builtins.bool
+        draining: _builtins.bool
+        bytes_before: _builtins.int
+        bytes_after: _builtins.int
+        primaries_before: _builtins.int
+        primaries_after: _builtins.int
+        replicas_before: _builtins.int
+        replicas_after: _builtins.int
+        def __init__(
+            self,
+            *,
+            node_id: _builtins.str = ...,
+            zone: _builtins.str = ...,
+            registered: _builtins.bool = ...,
+            draining: _builtins.bool = ...,
+            bytes_before: _builtins.int = ...,
+            bytes_after: _builtins.int = ...,
+            primaries_before: _builtins.int = ...,
+            primaries_after: _builtins.int = ...,
+            replicas_before: _builtins.int = ...,
+            replicas_after: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_after", b"bytes_after", "bytes_before", b"bytes_before", "draining", b"draining", "node_id", b"node_id", "primaries_after", b"primaries_after", "primaries_before", b"primaries_before", "registered", b"registered", "replicas_after", b"replicas_after", "replicas_before", b"replicas_before", "zone", b"zone"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanRebalanceResponse.Move]: ...
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanRebalanceResponse.NodeLoad]: ...
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What cannot be put right, in words: e.g. fewer nodes than copies."""
+
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[Global___PlanRebalanceResponse.Move] | None = ...,
+        nodes: _abc.Iterable[Global___PlanRebalanceResponse.NodeLoad] | None = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves", "nodes", b"nodes", "problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanRebalanceResponse: _TypeAlias = PlanRebalanceResponse  # noqa: Y015
+
+@_typing.final
+class RebalancerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTOMATIC_FIELD_NUMBER: _builtins.int
+    AT_ONCE_MAX_FIELD_NUMBER: _builtins.int
+    P99_LIMIT_MS_FIELD_NUMBER: _builtins.int
+    automatic: _builtins.bool
+    """Unset: only read."""
+    at_once_max: _builtins.int
+    p99_limit_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        automatic: _builtins.bool | None = ...,
+        at_once_max: _builtins.int | None = ...,
+        p99_limit_ms: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_once_max", b"_at_once_max", "_automatic", b"_automatic", "_p99_limit_ms", b"_p99_limit_ms", "at_once_max", b"at_once_max", "automatic", b"automatic", "p99_limit_ms", b"p99_limit_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_once_max", b"_at_once_max", "_automatic", b"_automatic", "_p99_limit_ms", b"_p99_limit_ms", "at_once_max", b"at_once_max", "automatic", b"automatic", "p99_limit_ms", b"p99_limit_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__at_once_max: _TypeAlias = _typing.Literal["at_once_max"]  # noqa: Y015
+    _WhichOneofArgType__at_once_max: _TypeAlias = _typing.Literal["_at_once_max", b"_at_once_max"]  # noqa: Y015
+    _WhichOneofReturnType__automatic: _TypeAlias = _typing.Literal["automatic"]  # noqa: Y015
+    _WhichOneofArgType__automatic: _TypeAlias = _typing.Literal["_automatic", b"_automatic"]  # noqa: Y015
+    _WhichOneofReturnType__p99_limit_ms: _TypeAlias = _typing.Literal["p99_limit_ms"]  # noqa: Y015
+    _WhichOneofArgType__p99_limit_ms: _TypeAlias = _typing.Literal["_p99_limit_ms", b"_p99_limit_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_once_max) -> _WhichOneofReturnType__at_once_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__automatic) -> _WhichOneofReturnType__automatic | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p99_limit_ms) -> _WhichOneofReturnType__p99_limit_ms | None: ...
+
+Global___RebalancerRequest: _TypeAlias = RebalancerRequest  # noqa: Y015
+
+@_typing.final
+class RebalancerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTOMATIC_FIELD_NUMBER: _builtins.int
+    AT_ONCE_MAX_FIELD_NUMBER: _builtins.int
+    P99_LIMIT_MS_FIELD_NUMBER: _builtins.int
+    P99_MS_FIELD_NUMBER: _builtins.int
+    DRIVER_FIELD_NUMBER: _builtins.int
+    automatic: _builtins.bool
+    at_once_max: _builtins.int
+    p99_limit_ms: _builtins.int
+    p99_ms: _builtins.int
+    """The 99th percentile of search times that the driver sees, ms; 0: unknown."""
+    driver: _builtins.str
+    def __init__(
+        self,
+        *,
+        automatic: _builtins.bool = ...,
+        at_once_max: _builtins.int = ...,
+        p99_limit_ms: _builtins.int = ...,
+        p99_ms: _builtins.int = ...,
+        driver: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once_max", b"at_once_max", "automatic", b"automatic", "driver", b"driver", "p99_limit_ms", b"p99_limit_ms", "p99_ms", b"p99_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalancerResponse: _TypeAlias = RebalancerResponse  # noqa: Y015
+
+@_typing.final
+class LoadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    shard_id: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_shard_service_pb2.LoadSegment]: ...
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        shard_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        segments: _abc.Iterable[_shard_service_pb2.LoadSegment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "request_id", b"request_id", "segments", b"segments", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadRequest: _TypeAlias = LoadRequest  # noqa: Y015
+
+@_typing.final
+class LoadResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    ENROLLED_COUNT_FIELD_NUMBER: _builtins.int
+    UNCHANGED_COUNT_FIELD_NUMBER: _builtins.int
+    enrolled_count: _builtins.int
+    unchanged_count: _builtins.int
+    @_builtins.property
+    def token(self) -> _types_pb2.Token: ...
+    def __init__(
+        self,
+        *,
+        token: _types_pb2.Token | None = ...,
+        enrolled_count: _builtins.int = ...,
+        unchanged_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrolled_count", b"enrolled_count", "token", b"token", "unchanged_count", b"unchanged_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadResponse: _TypeAlias = LoadResponse  # noqa: Y015
+
+@_typing.final
+class TakeOverRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeOverRequest: _TypeAlias = TakeOverRequest  # noqa: Y015
+
+@_typing.final
+class TakeOverResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Shard(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ID_FIELD_NUMBER: _builtins.int
+        GALLERY_FIELD_NUMBER: _builtins.int
+        PRIMARY_FIELD_NUMBER: _builtins.int
+        id: _builtins.str
+        gallery: _builtins.str
+        primary: _builtins.str
+        """Who is the primary now."""
+        def __init__(
+            self,
+            *,
+            id: _builtins.str = ...,
+            gallery: _builtins.str = ...,
+            primary: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "id", b"id", "primary", b"primary"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___TakeOverResponse.Shard]: ...
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[Global___TakeOverResponse.Shard] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeOverResponse: _TypeAlias = TakeOverResponse  # noqa: Y015
 
 @_typing.final
 class ClusterStatusRequest(_message.Message):
@@ -50,6 +957,11 @@ class ClusterStatusResponse(_message.Message):
         SHARDS_FIELD_NUMBER: _builtins.int
         MEMORY_BYTES_FIELD_NUMBER: _builtins.int
         VERSION_FIELD_NUMBER: _builtins.int
+        ZONE_FIELD_NUMBER: _builtins.int
+        DRAINING_FIELD_NUMBER: _builtins.int
+        MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+        MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+        CPU_MS_FIELD_NUMBER: _builtins.int
         id: _builtins.str
         address: _builtins.str
         registered: _builtins.bool
@@ -58,6 +970,12 @@ class ClusterStatusResponse(_message.Message):
         """Empty when the node answered; else why it did not."""
         memory_bytes: _builtins.int
         version: _builtins.str
+        zone: _builtins.str
+        draining: _builtins.bool
+        memory_total_bytes: _builtins.int
+        memory_available_bytes: _builtins.int
+        cpu_ms: _builtins.int
+        """Processor time that it has used since its start."""
         @_builtins.property
         def shards(self) -> _containers.RepeatedCompositeFieldContainer[_shard_service_pb2.ShardStatus]: ...
         def __init__(
@@ -70,10 +988,15 @@ class ClusterStatusResponse(_message.Message):
             shards: _abc.Iterable[_shard_service_pb2.ShardStatus] | None = ...,
             memory_bytes: _builtins.int = ...,
             version: _builtins.str = ...,
+            zone: _builtins.str = ...,
+            draining: _builtins.bool = ...,
+            memory_total_bytes: _builtins.int = ...,
+            memory_available_bytes: _builtins.int = ...,
+            cpu_ms: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "id", b"id", "memory_bytes", b"memory_bytes", "problem", b"problem", "registered", b"registered", "shards", b"shards", "version", b"version"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cpu_ms", b"cpu_ms", "draining", b"draining", "id", b"id", "memory_available_bytes", b"memory_available_bytes", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "problem", b"problem", "registered", b"registered", "shards", b"shards", "version", b"version", "zone", b"zone"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -86,6 +1009,8 @@ class ClusterStatusResponse(_message.Message):
         FIRST_FIELD_NUMBER: _builtins.int
         LAST_FIELD_NUMBER: _builtins.int
         NODE_IDS_FIELD_NUMBER: _builtins.int
+        JOINING_NODE_IDS_FIELD_NUMBER: _builtins.int
+        SOURCE_SHARD_IDS_FIELD_NUMBER: _builtins.int
         id: _builtins.str
         gallery: _builtins.str
         first: _builtins.int
@@ -93,6 +1018,12 @@ class ClusterStatusResponse(_message.Message):
         @_builtins.property
         def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
             """The first is the primary."""
+
+        @_builtins.property
+        def joining_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        @_builtins.property
+        def source_shard_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Of a shard that is being filled from others: these."""
 
         def __init__(
             self,
@@ -102,10 +1033,12 @@ class ClusterStatusResponse(_message.Message):
             first: _builtins.int = ...,
             last: _builtins.int = ...,
             node_ids: _abc.Iterable[_builtins.str] | None = ...,
+            joining_node_ids: _abc.Iterable[_builtins.str] | None = ...,
+            source_shard_ids: _abc.Iterable[_builtins.str] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "gallery", b"gallery", "id", b"id", "last", b"last", "node_ids", b"node_ids"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "gallery", b"gallery", "id", b"id", "joining_node_ids", b"joining_node_ids", "last", b"last", "node_ids", b"node_ids", "source_shard_ids", b"source_shard_ids"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -114,15 +1047,25 @@ class ClusterStatusResponse(_message.Message):
     SHARDS_FIELD_NUMBER: _builtins.int
     ETCD_REACHABLE_FIELD_NUMBER: _builtins.int
     MAP_AGE_MS_FIELD_NUMBER: _builtins.int
+    VIEW_CONFIRMED_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
     etcd_reachable: _builtins.bool
     """Whether this router reaches etcd at present."""
     map_age_ms: _builtins.int
+    view_confirmed: _builtins.bool
+    """Whether what this router knows of maps and claims was current within the staleness bound, by a
+    read that a majority of etcd's members answered. Only then does it vouch for primaries.
+    """
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClusterStatusResponse.Node]: ...
     @_builtins.property
     def galleries(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Gallery]: ...
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClusterStatusResponse.Shard]: ...
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Records in etcd that this router cannot use, and why, in words: e.g. a gallery without a map."""
+
     def __init__(
         self,
         *,
@@ -131,10 +1074,12 @@ class ClusterStatusResponse(_message.Message):
         shards: _abc.Iterable[Global___ClusterStatusResponse.Shard] | None = ...,
         etcd_reachable: _builtins.bool = ...,
         map_age_ms: _builtins.int = ...,
+        view_confirmed: _builtins.bool = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etcd_reachable", b"etcd_reachable", "galleries", b"galleries", "map_age_ms", b"map_age_ms", "nodes", b"nodes", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etcd_reachable", b"etcd_reachable", "galleries", b"galleries", "map_age_ms", b"map_age_ms", "nodes", b"nodes", "problems", b"problems", "shards", b"shards", "view_confirmed", b"view_confirmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

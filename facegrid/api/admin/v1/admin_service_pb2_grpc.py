@@ -39,6 +39,61 @@ class AdminServiceStub:
                 request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ClusterStatusRequest.SerializeToString,
                 response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ClusterStatusResponse.FromString,
                 _registered_method=True)
+        self.TakeOver = channel.unary_unary(
+                '/facegrid.api.admin.v1.AdminService/TakeOver',
+                request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.TakeOverRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.TakeOverResponse.FromString,
+                _registered_method=True)
+        self.Load = channel.unary_unary(
+                '/facegrid.api.admin.v1.AdminService/Load',
+                request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.LoadRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.LoadResponse.FromString,
+                _registered_method=True)
+        self.PlanOperation = channel.unary_unary(
+                '/facegrid.api.admin.v1.AdminService/PlanOperation',
+                request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanOperationRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanOperationResponse.FromString,
+                _registered_method=True)
+        self.StartOperation = channel.unary_unary(
+                '/facegrid.api.admin.v1.AdminService/StartOperation',
+                request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.StartOperationRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.StartOperationResponse.FromString,
+                _registered_method=True)
+        self.ListOperations = channel.unary_unary(
+                '/facegrid.api.admin.v1.AdminService/ListOperations',
+                request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ListOperationsRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ListOperationsResponse.FromString,
+                _registered_method=True)
+        self.GetOperation = channel.unary_unary(
+                '/facegrid.api.admin.v1.AdminService/GetOperation',
+                request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.GetOperationRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.GetOperationResponse.FromString,
+                _registered_method=True)
+        self.ChangeOperation = channel.unary_unary(
+                '/facegrid.api.admin.v1.AdminService/ChangeOperation',
+                request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ChangeOperationRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ChangeOperationResponse.FromString,
+                _registered_method=True)
+        self.MarkNode = channel.unary_unary(
+                '/facegrid.api.admin.v1.AdminService/MarkNode',
+                request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.MarkNodeRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.MarkNodeResponse.FromString,
+                _registered_method=True)
+        self.SetReplicas = channel.unary_unary(
+                '/facegrid.api.admin.v1.AdminService/SetReplicas',
+                request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.SetReplicasRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.SetReplicasResponse.FromString,
+                _registered_method=True)
+        self.PlanRebalance = channel.unary_unary(
+                '/facegrid.api.admin.v1.AdminService/PlanRebalance',
+                request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanRebalanceRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanRebalanceResponse.FromString,
+                _registered_method=True)
+        self.Rebalancer = channel.unary_unary(
+                '/facegrid.api.admin.v1.AdminService/Rebalancer',
+                request_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.RebalancerRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.RebalancerResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -52,6 +107,99 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeOver(self, request, context):
+        """Gives all shards whose primary a node is to other nodes, as if it had died: for when nodes hold
+        takeover back since too many vanished at once. The node may live; it cannot commit any more. What
+        is done already is not done again, so calling again is safe.
+        NOT_FOUND (NODE_UNKNOWN): no map names it. UNAVAILABLE: etcd cannot be reached, or there is no
+        registered node to take a shard (TOO_FEW_NODES; nothing was changed in that gallery).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Load(self, request, context):
+        """Commits what a bulk load has stored of one shard, all of it at once: passed on to the shard's
+        primary, see ShardService.Load for errors. Idempotent by request_id. NOT_FOUND
+        (GALLERY_UNKNOWN, SHARD_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanOperation(self, request, context):
+        """Says what an operation would do, and changes nothing. Errors as StartOperation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartOperation(self, request, context):
+        """Records an operation; the router that drives operations carries it out, whoever that is by then.
+        Idempotent by request_id. NOT_FOUND (GALLERY_UNKNOWN, SHARD_UNKNOWN, NODE_UNKNOWN).
+        INVALID_ARGUMENT: it makes no sense, e.g. shards that are no neighbours (NOT_NEIGHBOURS), a shard
+        too small to be split (SHARD_TOO_SMALL). FAILED_PRECONDITION: not now, e.g. no room on the target
+        (NO_ROOM), the plan was made for another map (PLAN_STALE). ABORTED (OPERATION_CONFLICT): another
+        operation has the shard; metadata: operation. Nothing changed in any of these cases.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOperations(self, request, context):
+        """Lists operations, newest first. Read-only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOperation(self, request, context):
+        """Read-only. NOT_FOUND (OPERATION_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeOperation(self, request, context):
+        """Pauses, resumes or aborts. NOT_FOUND (OPERATION_UNKNOWN). FAILED_PRECONDITION: it is over
+        (OPERATION_OVER), or past the step up to which it can be aborted (PAST_CUTOVER).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MarkNode(self, request, context):
+        """Marks a node as draining, or not any more. NOT_FOUND (NODE_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetReplicas(self, request, context):
+        """Says how many copies each shard of a gallery shall have. Moves nothing: PlanRebalance proposes from
+        then on what is missing or too much. Idempotent. NOT_FOUND (GALLERY_UNKNOWN). INVALID_ARGUMENT
+        (REPLICAS_OUT_OF_RANGE; metadata: limit). UNAVAILABLE: etcd cannot be reached, or others keep
+        changing the gallery (CONTENDED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanRebalance(self, request, context):
+        """Proposes operations that bring the nodes' loads close together, empty draining nodes and replace
+        lost ones. Read-only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rebalancer(self, request, context):
+        """Reads and changes how operations are run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +207,61 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ClusterStatus,
                     request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ClusterStatusRequest.FromString,
                     response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ClusterStatusResponse.SerializeToString,
+            ),
+            'TakeOver': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeOver,
+                    request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.TakeOverRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.TakeOverResponse.SerializeToString,
+            ),
+            'Load': grpc.unary_unary_rpc_method_handler(
+                    servicer.Load,
+                    request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.LoadRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.LoadResponse.SerializeToString,
+            ),
+            'PlanOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanOperation,
+                    request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanOperationRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanOperationResponse.SerializeToString,
+            ),
+            'StartOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartOperation,
+                    request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.StartOperationRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.StartOperationResponse.SerializeToString,
+            ),
+            'ListOperations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOperations,
+                    request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ListOperationsRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ListOperationsResponse.SerializeToString,
+            ),
+            'GetOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOperation,
+                    request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.GetOperationRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.GetOperationResponse.SerializeToString,
+            ),
+            'ChangeOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeOperation,
+                    request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ChangeOperationRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ChangeOperationResponse.SerializeToString,
+            ),
+            'MarkNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.MarkNode,
+                    request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.MarkNodeRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.MarkNodeResponse.SerializeToString,
+            ),
+            'SetReplicas': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetReplicas,
+                    request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.SetReplicasRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.SetReplicasResponse.SerializeToString,
+            ),
+            'PlanRebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanRebalance,
+                    request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanRebalanceRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanRebalanceResponse.SerializeToString,
+            ),
+            'Rebalancer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebalancer,
+                    request_deserializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.RebalancerRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.RebalancerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -88,6 +291,303 @@ class AdminService:
             '/facegrid.api.admin.v1.AdminService/ClusterStatus',
             facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ClusterStatusRequest.SerializeToString,
             facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ClusterStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeOver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.admin.v1.AdminService/TakeOver',
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.TakeOverRequest.SerializeToString,
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.TakeOverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Load(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.admin.v1.AdminService/Load',
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.LoadRequest.SerializeToString,
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.LoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.admin.v1.AdminService/PlanOperation',
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanOperationRequest.SerializeToString,
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanOperationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.admin.v1.AdminService/StartOperation',
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.StartOperationRequest.SerializeToString,
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.StartOperationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOperations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.admin.v1.AdminService/ListOperations',
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ListOperationsRequest.SerializeToString,
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ListOperationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.admin.v1.AdminService/GetOperation',
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.GetOperationRequest.SerializeToString,
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.GetOperationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.admin.v1.AdminService/ChangeOperation',
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ChangeOperationRequest.SerializeToString,
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.ChangeOperationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MarkNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.admin.v1.AdminService/MarkNode',
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.MarkNodeRequest.SerializeToString,
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.MarkNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.admin.v1.AdminService/SetReplicas',
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.SetReplicasRequest.SerializeToString,
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.SetReplicasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanRebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.admin.v1.AdminService/PlanRebalance',
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanRebalanceRequest.SerializeToString,
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.PlanRebalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebalancer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.admin.v1.AdminService/Rebalancer',
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.RebalancerRequest.SerializeToString,
+            facegrid_dot_api_dot_admin_dot_v1_dot_admin__service__pb2.RebalancerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,50 @@ class AdminServiceStub:
     """Describes nodes, galleries and shards as this router sees them, with what each node reports. A
     node that does not answer is listed with the reason instead of its report. Read-only.
     """
+    TakeOver: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.TakeOverRequest, _admin_service_pb2.TakeOverResponse]
+    """Gives all shards whose primary a node is to other nodes, as if it had died: for when nodes hold
+    takeover back since too many vanished at once. The node may live; it cannot commit any more. What
+    is done already is not done again, so calling again is safe.
+    NOT_FOUND (NODE_UNKNOWN): no map names it. UNAVAILABLE: etcd cannot be reached, or there is no
+    registered node to take a shard (TOO_FEW_NODES; nothing was changed in that gallery).
+    """
+    Load: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.LoadRequest, _admin_service_pb2.LoadResponse]
+    """Commits what a bulk load has stored of one shard, all of it at once: passed on to the shard's
+    primary, see ShardService.Load for errors. Idempotent by request_id. NOT_FOUND
+    (GALLERY_UNKNOWN, SHARD_UNKNOWN).
+    """
+    PlanOperation: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.PlanOperationRequest, _admin_service_pb2.PlanOperationResponse]
+    """Says what an operation would do, and changes nothing. Errors as StartOperation."""
+    StartOperation: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.StartOperationRequest, _admin_service_pb2.StartOperationResponse]
+    """Records an operation; the router that drives operations carries it out, whoever that is by then.
+    Idempotent by request_id. NOT_FOUND (GALLERY_UNKNOWN, SHARD_UNKNOWN, NODE_UNKNOWN).
+    INVALID_ARGUMENT: it makes no sense, e.g. shards that are no neighbours (NOT_NEIGHBOURS), a shard
+    too small to be split (SHARD_TOO_SMALL). FAILED_PRECONDITION: not now, e.g. no room on the target
+    (NO_ROOM), the plan was made for another map (PLAN_STALE). ABORTED (OPERATION_CONFLICT): another
+    operation has the shard; metadata: operation. Nothing changed in any of these cases.
+    """
+    ListOperations: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListOperationsRequest, _admin_service_pb2.ListOperationsResponse]
+    """Lists operations, newest first. Read-only."""
+    GetOperation: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetOperationRequest, _admin_service_pb2.GetOperationResponse]
+    """Read-only. NOT_FOUND (OPERATION_UNKNOWN)."""
+    ChangeOperation: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeOperationRequest, _admin_service_pb2.ChangeOperationResponse]
+    """Pauses, resumes or aborts. NOT_FOUND (OPERATION_UNKNOWN). FAILED_PRECONDITION: it is over
+    (OPERATION_OVER), or past the step up to which it can be aborted (PAST_CUTOVER).
+    """
+    MarkNode: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.MarkNodeRequest, _admin_service_pb2.MarkNodeResponse]
+    """Marks a node as draining, or not any more. NOT_FOUND (NODE_UNKNOWN)."""
+    SetReplicas: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetReplicasRequest, _admin_service_pb2.SetReplicasResponse]
+    """Says how many copies each shard of a gallery shall have. Moves nothing: PlanRebalance proposes from
+    then on what is missing or too much. Idempotent. NOT_FOUND (GALLERY_UNKNOWN). INVALID_ARGUMENT
+    (REPLICAS_OUT_OF_RANGE; metadata: limit). UNAVAILABLE: etcd cannot be reached, or others keep
+    changing the gallery (CONTENDED).
+    """
+    PlanRebalance: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.PlanRebalanceRequest, _admin_service_pb2.PlanRebalanceResponse]
+    """Proposes operations that bring the nodes' loads close together, empty draining nodes and replace
+    lost ones. Read-only.
+    """
+    Rebalancer: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RebalancerRequest, _admin_service_pb2.RebalancerResponse]
+    """Reads and changes how operations are run."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -43,6 +87,50 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Describes nodes, galleries and shards as this router sees them, with what each node reports. A
     node that does not answer is listed with the reason instead of its report. Read-only.
     """
+    TakeOver: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.TakeOverRequest, _admin_service_pb2.TakeOverResponse]  # type: ignore[assignment]
+    """Gives all shards whose primary a node is to other nodes, as if it had died: for when nodes hold
+    takeover back since too many vanished at once. The node may live; it cannot commit any more. What
+    is done already is not done again, so calling again is safe.
+    NOT_FOUND (NODE_UNKNOWN): no map names it. UNAVAILABLE: etcd cannot be reached, or there is no
+    registered node to take a shard (TOO_FEW_NODES; nothing was changed in that gallery).
+    """
+    Load: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.LoadRequest, _admin_service_pb2.LoadResponse]  # type: ignore[assignment]
+    """Commits what a bulk load has stored of one shard, all of it at once: passed on to the shard's
+    primary, see ShardService.Load for errors. Idempotent by request_id. NOT_FOUND
+    (GALLERY_UNKNOWN, SHARD_UNKNOWN).
+    """
+    PlanOperation: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.PlanOperationRequest, _admin_service_pb2.PlanOperationResponse]  # type: ignore[assignment]
+    """Says what an operation would do, and changes nothing. Errors as StartOperation."""
+    StartOperation: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.StartOperationRequest, _admin_service_pb2.StartOperationResponse]  # type: ignore[assignment]
+    """Records an operation; the router that drives operations carries it out, whoever that is by then.
+    Idempotent by request_id. NOT_FOUND (GALLERY_UNKNOWN, SHARD_UNKNOWN, NODE_UNKNOWN).
+    INVALID_ARGUMENT: it makes no sense, e.g. shards that are no neighbours (NOT_NEIGHBOURS), a shard
+    too small to be split (SHARD_TOO_SMALL). FAILED_PRECONDITION: not now, e.g. no room on the target
+    (NO_ROOM), the plan was made for another map (PLAN_STALE). ABORTED (OPERATION_CONFLICT): another
+    operation has the shard; metadata: operation. Nothing changed in any of these cases.
+    """
+    ListOperations: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListOperationsRequest, _admin_service_pb2.ListOperationsResponse]  # type: ignore[assignment]
+    """Lists operations, newest first. Read-only."""
+    GetOperation: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetOperationRequest, _admin_service_pb2.GetOperationResponse]  # type: ignore[assignment]
+    """Read-only. NOT_FOUND (OPERATION_UNKNOWN)."""
+    ChangeOperation: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeOperationRequest, _admin_service_pb2.ChangeOperationResponse]  # type: ignore[assignment]
+    """Pauses, resumes or aborts. NOT_FOUND (OPERATION_UNKNOWN). FAILED_PRECONDITION: it is over
+    (OPERATION_OVER), or past the step up to which it can be aborted (PAST_CUTOVER).
+    """
+    MarkNode: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.MarkNodeRequest, _admin_service_pb2.MarkNodeResponse]  # type: ignore[assignment]
+    """Marks a node as draining, or not any more. NOT_FOUND (NODE_UNKNOWN)."""
+    SetReplicas: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetReplicasRequest, _admin_service_pb2.SetReplicasResponse]  # type: ignore[assignment]
+    """Says how many copies each shard of a gallery shall have. Moves nothing: PlanRebalance proposes from
+    then on what is missing or too much. Idempotent. NOT_FOUND (GALLERY_UNKNOWN). INVALID_ARGUMENT
+    (REPLICAS_OUT_OF_RANGE; metadata: limit). UNAVAILABLE: etcd cannot be reached, or others keep
+    changing the gallery (CONTENDED).
+    """
+    PlanRebalance: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.PlanRebalanceRequest, _admin_service_pb2.PlanRebalanceResponse]  # type: ignore[assignment]
+    """Proposes operations that bring the nodes' loads close together, empty draining nodes and replace
+    lost ones. Read-only.
+    """
+    Rebalancer: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RebalancerRequest, _admin_service_pb2.RebalancerResponse]  # type: ignore[assignment]
+    """Reads and changes how operations are run."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -54,5 +142,115 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Describes nodes, galleries and shards as this router sees them, with what each node reports. A
         node that does not answer is listed with the reason instead of its report. Read-only.
         """
+
+    @_abc_1.abstractmethod
+    def TakeOver(
+        self,
+        request: _admin_service_pb2.TakeOverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.TakeOverResponse, _abc.Awaitable[_admin_service_pb2.TakeOverResponse]]:
+        """Gives all shards whose primary a node is to other nodes, as if it had died: for when nodes hold
+        takeover back since too many vanished at once. The node may live; it cannot commit any more. What
+        is done already is not done again, so calling again is safe.
+        NOT_FOUND (NODE_UNKNOWN): no map names it. UNAVAILABLE: etcd cannot be reached, or there is no
+        registered node to take a shard (TOO_FEW_NODES; nothing was changed in that gallery).
+        """
+
+    @_abc_1.abstractmethod
+    def Load(
+        self,
+        request: _admin_service_pb2.LoadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.LoadResponse, _abc.Awaitable[_admin_service_pb2.LoadResponse]]:
+        """Commits what a bulk load has stored of one shard, all of it at once: passed on to the shard's
+        primary, see ShardService.Load for errors. Idempotent by request_id. NOT_FOUND
+        (GALLERY_UNKNOWN, SHARD_UNKNOWN).
+        """
+
+    @_abc_1.abstractmethod
+    def PlanOperation(
+        self,
+        request: _admin_service_pb2.PlanOperationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.PlanOperationResponse, _abc.Awaitable[_admin_service_pb2.PlanOperationResponse]]:
+        """Says what an operation would do, and changes nothing. Errors as StartOperation."""
+
+    @_abc_1.abstractmethod
+    def StartOperation(
+        self,
+        request: _admin_service_pb2.StartOperationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.StartOperationResponse, _abc.Awaitable[_admin_service_pb2.StartOperationResponse]]:
+        """Records an operation; the router that drives operations carries it out, whoever that is by then.
+        Idempotent by request_id. NOT_FOUND (GALLERY_UNKNOWN, SHARD_UNKNOWN, NODE_UNKNOWN).
+        INVALID_ARGUMENT: it makes no sense, e.g. shards that are no neighbours (NOT_NEIGHBOURS), a shard
+        too small to be split (SHARD_TOO_SMALL). FAILED_PRECONDITION: not now, e.g. no room on the target
+        (NO_ROOM), the plan was made for another map (PLAN_STALE). ABORTED (OPERATION_CONFLICT): another
+        operation has the shard; metadata: operation. Nothing changed in any of these cases.
+        """
+
+    @_abc_1.abstractmethod
+    def ListOperations(
+        self,
+        request: _admin_service_pb2.ListOperationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListOperationsResponse, _abc.Awaitable[_admin_service_pb2.ListOperationsResponse]]:
+        """Lists operations, newest first. Read-only."""
+
+    @_abc_1.abstractmethod
+    def GetOperation(
+        self,
+        request: _admin_service_pb2.GetOperationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetOperationResponse, _abc.Awaitable[_admin_service_pb2.GetOperationResponse]]:
+        """Read-only. NOT_FOUND (OPERATION_UNKNOWN)."""
+
+    @_abc_1.abstractmethod
+    def ChangeOperation(
+        self,
+        request: _admin_service_pb2.ChangeOperationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ChangeOperationResponse, _abc.Awaitable[_admin_service_pb2.ChangeOperationResponse]]:
+        """Pauses, resumes or aborts. NOT_FOUND (OPERATION_UNKNOWN). FAILED_PRECONDITION: it is over
+        (OPERATION_OVER), or past the step up to which it can be aborted (PAST_CUTOVER).
+        """
+
+    @_abc_1.abstractmethod
+    def MarkNode(
+        self,
+        request: _admin_service_pb2.MarkNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.MarkNodeResponse, _abc.Awaitable[_admin_service_pb2.MarkNodeResponse]]:
+        """Marks a node as draining, or not any more. NOT_FOUND (NODE_UNKNOWN)."""
+
+    @_abc_1.abstractmethod
+    def SetReplicas(
+        self,
+        request: _admin_service_pb2.SetReplicasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.SetReplicasResponse, _abc.Awaitable[_admin_service_pb2.SetReplicasResponse]]:
+        """Says how many copies each shard of a gallery shall have. Moves nothing: PlanRebalance proposes from
+        then on what is missing or too much. Idempotent. NOT_FOUND (GALLERY_UNKNOWN). INVALID_ARGUMENT
+        (REPLICAS_OUT_OF_RANGE; metadata: limit). UNAVAILABLE: etcd cannot be reached, or others keep
+        changing the gallery (CONTENDED).
+        """
+
+    @_abc_1.abstractmethod
+    def PlanRebalance(
+        self,
+        request: _admin_service_pb2.PlanRebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.PlanRebalanceResponse, _abc.Awaitable[_admin_service_pb2.PlanRebalanceResponse]]:
+        """Proposes operations that bring the nodes' loads close together, empty draining nodes and replace
+        lost ones. Read-only.
+        """
+
+    @_abc_1.abstractmethod
+    def Rebalancer(
+        self,
+        request: _admin_service_pb2.RebalancerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.RebalancerResponse, _abc.Awaitable[_admin_service_pb2.RebalancerResponse]]:
+        """Reads and changes how operations are run."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -143,6 +143,7 @@ class RangeRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     SERIALIZABLE_FIELD_NUMBER: _builtins.int
+    KEYS_ONLY_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     range_end: _builtins.bytes
     """Empty: one key. One zero byte: everything from `key` on. Else: up to this key, not included."""
@@ -150,6 +151,8 @@ class RangeRequest(_message.Message):
     revision: _builtins.int
     """0: newest."""
     serializable: _builtins.bool
+    keys_only: _builtins.bool
+    """Without the values."""
     def __init__(
         self,
         *,
@@ -158,10 +161,11 @@ class RangeRequest(_message.Message):
         limit: _builtins.int = ...,
         revision: _builtins.int = ...,
         serializable: _builtins.bool = ...,
+        keys_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "limit", b"limit", "range_end", b"range_end", "revision", b"revision", "serializable", b"serializable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "keys_only", b"keys_only", "limit", b"limit", "range_end", b"range_end", "revision", b"revision", "serializable", b"serializable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,6 +326,30 @@ class RequestOp(_message.Message):
 Global___RequestOp: _TypeAlias = RequestOp  # noqa: Y015
 
 @_typing.final
+class ResponseOp(_message.Message):
+    """What came of one operation, as far as it tells more than that it was carried out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_RANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response_range(self) -> Global___RangeResponse: ...
+    def __init__(
+        self,
+        *,
+        response_range: Global___RangeResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "response_range", b"response_range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "response_range", b"response_range"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["response_range"]  # noqa: Y015
+    _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
+
+Global___ResponseOp: _TypeAlias = ResponseOp  # noqa: Y015
+
+@_typing.final
 class Compare(_message.Message):
     """One guard of a transaction. A key that does not exist has mod_revision 0 and no value at all."""
 
@@ -439,18 +467,24 @@ class TxnResponse(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     SUCCEEDED_FIELD_NUMBER: _builtins.int
+    RESPONSES_FIELD_NUMBER: _builtins.int
     succeeded: _builtins.bool
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
+    @_builtins.property
+    def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResponseOp]:
+        """In the order of the operations."""
+
     def __init__(
         self,
         *,
         header: Global___ResponseHeader | None = ...,
         succeeded: _builtins.bool = ...,
+        responses: _abc.Iterable[Global___ResponseOp] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "succeeded", b"succeeded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "responses", b"responses", "succeeded", b"succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

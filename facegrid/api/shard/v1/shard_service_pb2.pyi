@@ -164,6 +164,82 @@ class CheckResponse(_message.Message):
 Global___CheckResponse: _TypeAlias = CheckResponse  # noqa: Y015
 
 @_typing.final
+class LoadSegment(_message.Message):
+    """Names a segment of a bulk load, stored as shards/<shard>/segments/<sha256>."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    ROWS_COUNT_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.str
+    """64 hex digits."""
+    rows_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.str = ...,
+        rows_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows_count", b"rows_count", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadSegment: _TypeAlias = LoadSegment  # noqa: Y015
+
+@_typing.final
+class LoadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadSegment]: ...
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        segments: _abc.Iterable[Global___LoadSegment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "segments", b"segments", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadRequest: _TypeAlias = LoadRequest  # noqa: Y015
+
+@_typing.final
+class LoadResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    ENROLLED_COUNT_FIELD_NUMBER: _builtins.int
+    UNCHANGED_COUNT_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    enrolled_count: _builtins.int
+    unchanged_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        enrolled_count: _builtins.int = ...,
+        unchanged_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrolled_count", b"enrolled_count", "position", b"position", "unchanged_count", b"unchanged_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadResponse: _TypeAlias = LoadResponse  # noqa: Y015
+
+@_typing.final
 class EraseRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -216,6 +292,39 @@ class EraseResponse(_message.Message):
 Global___EraseResponse: _TypeAlias = EraseResponse  # noqa: Y015
 
 @_typing.final
+class Trust(_message.Message):
+    """What the asker knows of a shard's primary, and what it makes of an answer that cannot be confirmed.
+
+    An answer is confirmed when no erasure acknowledged before the call can be missing from it: the
+    node read its claim (a primary) or the tip (a follower) from etcd within the staleness bound, or
+    the asker vouches for it by `primary_boot_id`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIMARY_BOOT_ID_FIELD_NUMBER: _builtins.int
+    UNCONFIRMED_ACCEPTED_FIELD_NUMBER: _builtins.int
+    primary_boot_id: _builtins.str
+    """The process that claimed the shard last, as the asker heard from etcd within the staleness bound.
+    Empty: it did not hear.
+    """
+    unconfirmed_accepted: _builtins.bool
+    """An unconfirmed answer is better than none. Else it is refused: UNAVAILABLE (UNCONFIRMED)."""
+    def __init__(
+        self,
+        *,
+        primary_boot_id: _builtins.str = ...,
+        unconfirmed_accepted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["primary_boot_id", b"primary_boot_id", "unconfirmed_accepted", b"unconfirmed_accepted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Trust: _TypeAlias = Trust  # noqa: Y015
+
+@_typing.final
 class SearchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -225,18 +334,22 @@ class SearchRequest(_message.Message):
 
         SHARD_ID_FIELD_NUMBER: _builtins.int
         POSITION_MIN_FIELD_NUMBER: _builtins.int
+        TRUST_FIELD_NUMBER: _builtins.int
         shard_id: _builtins.str
         position_min: _builtins.int
         """The answer must be made at this position or later; 0: any."""
+        @_builtins.property
+        def trust(self) -> Global___Trust: ...
         def __init__(
             self,
             *,
             shard_id: _builtins.str = ...,
             position_min: _builtins.int = ...,
+            trust: Global___Trust | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["position_min", b"position_min", "shard_id", b"shard_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["position_min", b"position_min", "shard_id", b"shard_id", "trust", b"trust"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -246,11 +359,14 @@ class SearchRequest(_message.Message):
     PROBES_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     map_version: _builtins.int
     k: _builtins.int
     threshold: _builtins.float
     """Lowest score worth returning; -2: all."""
+    profile: _types_pb2.Profile.ValueType
+    """Unset: the gallery's, as the node knows it."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchRequest.Shard]: ...
     @_builtins.property
@@ -266,10 +382,11 @@ class SearchRequest(_message.Message):
         probes: _types_pb2.Vectors | None = ...,
         k: _builtins.int = ...,
         threshold: _builtins.float = ...,
+        profile: _types_pb2.Profile.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["probes", b"probes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "k", b"k", "map_version", b"map_version", "probes", b"probes", "shards", b"shards", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "k", b"k", "map_version", b"map_version", "probes", b"probes", "profile", b"profile", "shards", b"shards", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -294,11 +411,14 @@ class SearchResponse(_message.Message):
         LAST_FIELD_NUMBER: _builtins.int
         POSITION_FIELD_NUMBER: _builtins.int
         GENERATION_FIELD_NUMBER: _builtins.int
+        UNCONFIRMED_FIELD_NUMBER: _builtins.int
         shard_id: _builtins.str
         first: _builtins.int
         last: _builtins.int
         position: _builtins.int
         generation: _builtins.int
+        unconfirmed: _builtins.bool
+        """See Trust. Only where that was accepted."""
         def __init__(
             self,
             *,
@@ -307,10 +427,11 @@ class SearchResponse(_message.Message):
             last: _builtins.int = ...,
             position: _builtins.int = ...,
             generation: _builtins.int = ...,
+            unconfirmed: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "generation", b"generation", "last", b"last", "position", b"position", "shard_id", b"shard_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "generation", b"generation", "last", b"last", "position", b"position", "shard_id", b"shard_id", "unconfirmed", b"unconfirmed"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,17 +443,23 @@ class SearchResponse(_message.Message):
 
         SHARD_ID_FIELD_NUMBER: _builtins.int
         REASON_FIELD_NUMBER: _builtins.int
+        MAP_VERSION_FIELD_NUMBER: _builtins.int
         shard_id: _builtins.str
         reason: _builtins.str
+        map_version: _builtins.int
+        """Version of the gallery's map that the node knows; 0: it knows none. Above that of the request
+        it means that the shard may have moved or been replaced: read the map again, at least this one.
+        """
         def __init__(
             self,
             *,
             shard_id: _builtins.str = ...,
             reason: _builtins.str = ...,
+            map_version: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "shard_id", b"shard_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["map_version", b"map_version", "reason", b"reason", "shard_id", b"shard_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -342,8 +469,18 @@ class SearchResponse(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     SUBJECT_IDS_FIELD_NUMBER: _builtins.int
     TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
+    ROWS_COUNT_FIELD_NUMBER: _builtins.int
+    SCANNED_ROWS_COUNT_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     scores: _builtins.bytes
     """float32, little-endian, sum(counts) of them."""
+    rows_count: _builtins.int
+    """Rows of the shards searched, and those of them that the index looked at, summed over the probes.
+    0: not counted.
+    """
+    scanned_rows_count: _builtins.int
+    profile: _types_pb2.Profile.ValueType
+    """How hard it was searched."""
     @_builtins.property
     def searched(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchResponse.Searched]: ...
     @_builtins.property
@@ -363,10 +500,13 @@ class SearchResponse(_message.Message):
         scores: _builtins.bytes = ...,
         subject_ids: _abc.Iterable[_builtins.str] | None = ...,
         template_ids: _abc.Iterable[_builtins.str] | None = ...,
+        rows_count: _builtins.int = ...,
+        scanned_rows_count: _builtins.int = ...,
+        profile: _types_pb2.Profile.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "refused", b"refused", "scores", b"scores", "searched", b"searched", "subject_ids", b"subject_ids", "template_ids", b"template_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "profile", b"profile", "refused", b"refused", "rows_count", b"rows_count", "scanned_rows_count", b"scanned_rows_count", "scores", b"scores", "searched", b"searched", "subject_ids", b"subject_ids", "template_ids", b"template_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -380,11 +520,14 @@ class CompareRequest(_message.Message):
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
     POSITION_MIN_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.str
     subject_id: _builtins.str
     position_min: _builtins.int
     @_builtins.property
     def probe(self) -> _types_pb2.Vectors: ...
+    @_builtins.property
+    def trust(self) -> Global___Trust: ...
     def __init__(
         self,
         *,
@@ -392,10 +535,11 @@ class CompareRequest(_message.Message):
         subject_id: _builtins.str = ...,
         probe: _types_pb2.Vectors | None = ...,
         position_min: _builtins.int = ...,
+        trust: Global___Trust | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position_min", b"position_min", "probe", b"probe", "shard_id", b"shard_id", "subject_id", b"subject_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position_min", b"position_min", "probe", b"probe", "shard_id", b"shard_id", "subject_id", b"subject_id", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,17 +551,20 @@ class CompareResponse(_message.Message):
 
     SCORE_FIELD_NUMBER: _builtins.int
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    UNCONFIRMED_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     template_id: _builtins.str
+    unconfirmed: _builtins.bool
     def __init__(
         self,
         *,
         score: _builtins.float = ...,
         template_id: _builtins.str = ...,
+        unconfirmed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["score", b"score", "template_id", b"template_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["score", b"score", "template_id", b"template_id", "unconfirmed", b"unconfirmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -431,11 +578,14 @@ class GetRequest(_message.Message):
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     SUBJECT_ID_FIELD_NUMBER: _builtins.int
     POSITION_MIN_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.str
     template_id: _builtins.str
     subject_id: _builtins.str
     """Empty: any subject."""
     position_min: _builtins.int
+    @_builtins.property
+    def trust(self) -> Global___Trust: ...
     def __init__(
         self,
         *,
@@ -443,10 +593,11 @@ class GetRequest(_message.Message):
         template_id: _builtins.str = ...,
         subject_id: _builtins.str = ...,
         position_min: _builtins.int = ...,
+        trust: Global___Trust | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position_min", b"position_min", "shard_id", b"shard_id", "subject_id", b"subject_id", "template_id", b"template_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position_min", b"position_min", "shard_id", b"shard_id", "subject_id", b"subject_id", "template_id", b"template_id", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -457,6 +608,8 @@ class GetResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROWS_FIELD_NUMBER: _builtins.int
+    UNCONFIRMED_FIELD_NUMBER: _builtins.int
+    unconfirmed: _builtins.bool
     @_builtins.property
     def rows(self) -> Global___StoredRows:
         """Empty when there is none."""
@@ -465,10 +618,11 @@ class GetResponse(_message.Message):
         self,
         *,
         rows: Global___StoredRows | None = ...,
+        unconfirmed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "unconfirmed", b"unconfirmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,18 +660,22 @@ class SampleResponse(_message.Message):
 
     CODES_FIELD_NUMBER: _builtins.int
     DIM_FIELD_NUMBER: _builtins.int
+    LIVE_ROWS_COUNT_FIELD_NUMBER: _builtins.int
     codes: _builtins.bytes
     """int8 [rows, dim]."""
     dim: _builtins.int
+    live_rows_count: _builtins.int
+    """Rows of the shard that are not erased."""
     def __init__(
         self,
         *,
         codes: _builtins.bytes = ...,
         dim: _builtins.int = ...,
+        live_rows_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "dim", b"dim"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "dim", b"dim", "live_rows_count", b"live_rows_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -607,6 +765,163 @@ class ReachResponse(_message.Message):
 Global___ReachResponse: _TypeAlias = ReachResponse  # noqa: Y015
 
 @_typing.final
+class MirrorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_SHARD_ID_FIELD_NUMBER: _builtins.int
+    AFTER_POSITION_FIELD_NUMBER: _builtins.int
+    LAST_POSITION_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.str
+    """The pending shard."""
+    source_shard_id: _builtins.str
+    after_position: _builtins.int
+    """How far the source was in the pending shard before; 0: not at all; -1: only tell how far it is."""
+    last_position: _builtins.int
+    """How far it is with these records."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Serialized facegrid.api.storage.v1.LogRecord each, with the source's position; only what falls
+        into the pending shard's range.
+        """
+
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.str = ...,
+        source_shard_id: _builtins.str = ...,
+        after_position: _builtins.int = ...,
+        last_position: _builtins.int = ...,
+        records: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "last_position", b"last_position", "records", b"records", "shard_id", b"shard_id", "source_shard_id", b"source_shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MirrorRequest: _TypeAlias = MirrorRequest  # noqa: Y015
+
+@_typing.final
+class MirrorResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_POSITION_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    source_position: _builtins.int
+    """How far the source is in the pending shard now."""
+    position: _builtins.int
+    def __init__(
+        self,
+        *,
+        source_position: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "source_position", b"source_position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MirrorResponse: _TypeAlias = MirrorResponse  # noqa: Y015
+
+@_typing.final
+class HoldRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    HOLD_MS_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.str
+    hold_ms: _builtins.int
+    """At most 1,000; 0: let writes go on."""
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.str = ...,
+        hold_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_ms", b"hold_ms", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldRequest: _TypeAlias = HoldRequest  # noqa: Y015
+
+@_typing.final
+class HoldResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    TIP_REVISION_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    TEMPLATES_COUNT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    tip_revision: _builtins.int
+    """Of tip/<shard> in etcd; 0: there is none."""
+    claim: _builtins.bytes
+    """The value of gen/<shard>."""
+    templates_count: _builtins.int
+    digest: _builtins.str
+    """As ShardStatus.digest."""
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        tip_revision: _builtins.int = ...,
+        claim: _builtins.bytes = ...,
+        templates_count: _builtins.int = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "digest", b"digest", "position", b"position", "templates_count", b"templates_count", "tip_revision", b"tip_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldResponse: _TypeAlias = HoldResponse  # noqa: Y015
+
+@_typing.final
+class KeepRecordRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    SHARD_MAP_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.bytes
+    """Values of galleries/<name> and map/<gallery>."""
+    shard_map: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.bytes = ...,
+        shard_map: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "shard_map", b"shard_map"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepRecordRequest: _TypeAlias = KeepRecordRequest  # noqa: Y015
+
+@_typing.final
+class KeepRecordResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepRecordResponse: _TypeAlias = KeepRecordResponse  # noqa: Y015
+
+@_typing.final
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -630,10 +945,20 @@ class StatusResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    CPU_MS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     boot_id: _builtins.str
     version: _builtins.str
     memory_bytes: _builtins.int
+    memory_total_bytes: _builtins.int
+    """Of the machine, or of the limit that this process is under."""
+    memory_available_bytes: _builtins.int
+    zone: _builtins.str
+    cpu_ms: _builtins.int
+    """Processor time that the process has used since its start."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardStatus]: ...
     def __init__(
@@ -644,10 +969,14 @@ class StatusResponse(_message.Message):
         version: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         shards: _abc.Iterable[Global___ShardStatus] | None = ...,
+        memory_total_bytes: _builtins.int = ...,
+        memory_available_bytes: _builtins.int = ...,
+        zone: _builtins.str = ...,
+        cpu_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "memory_bytes", b"memory_bytes", "node_id", b"node_id", "shards", b"shards", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cpu_ms", b"cpu_ms", "memory_available_bytes", b"memory_available_bytes", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "node_id", b"node_id", "shards", b"shards", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -672,6 +1001,11 @@ class ShardStatus(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     SEGMENTS_COUNT_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    CONFIRMED_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    CANARY_ALARMS_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.str
     gallery: _builtins.str
     state: Global___ShardState.ValueType
@@ -691,6 +1025,22 @@ class ShardStatus(_message.Message):
     segments_count: _builtins.int
     problem: _builtins.str
     """Why it is not serving, in words."""
+    confirmed: _builtins.bool
+    """Whether this copy could make sure lately that it has everything; where it is searched, by a map
+    that says so.
+    """
+    map_version: _builtins.int
+    """Version of the gallery's map by which this copy acts."""
+    stored_bytes: _builtins.int
+    """About how many bytes a node reads from the store to have this shard."""
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourcePosition]:
+        """How far other shards have been brought into this one."""
+
+    @_builtins.property
+    def canary_alarms(self) -> _containers.RepeatedScalarFieldContainer[_types_pb2.Profile.ValueType]:
+        """Profiles of the gallery that this node's canaries found to miss more than they may."""
+
     def __init__(
         self,
         *,
@@ -709,11 +1059,200 @@ class ShardStatus(_message.Message):
         digest: _builtins.str = ...,
         segments_count: _builtins.int = ...,
         problem: _builtins.str = ...,
+        confirmed: _builtins.bool = ...,
+        map_version: _builtins.int = ...,
+        sources: _abc.Iterable[Global___SourcePosition] | None = ...,
+        stored_bytes: _builtins.int = ...,
+        canary_alarms: _abc.Iterable[_types_pb2.Profile.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "digest", b"digest", "erased_count", b"erased_count", "gallery", b"gallery", "generation", b"generation", "indexed_count", b"indexed_count", "memory_bytes", b"memory_bytes", "position", b"position", "problem", b"problem", "role", b"role", "segments_count", b"segments_count", "shard_id", b"shard_id", "state", b"state", "subjects_count", b"subjects_count", "templates_count", b"templates_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary_alarms", b"canary_alarms", "codebook", b"codebook", "confirmed", b"confirmed", "digest", b"digest", "erased_count", b"erased_count", "gallery", b"gallery", "generation", b"generation", "indexed_count", b"indexed_count", "map_version", b"map_version", "memory_bytes", b"memory_bytes", "position", b"position", "problem", b"problem", "role", b"role", "segments_count", b"segments_count", "shard_id", b"shard_id", "sources", b"sources", "state", b"state", "stored_bytes", b"stored_bytes", "subjects_count", b"subjects_count", "templates_count", b"templates_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardStatus: _TypeAlias = ShardStatus  # noqa: Y015
+
+@_typing.final
+class SourcePosition(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.str
+    position: _builtins.int
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourcePosition: _TypeAlias = SourcePosition  # noqa: Y015
+
+@_typing.final
+class MeasureRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    MATES_COUNT_MAX_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.str
+    mates_count_max: _builtins.int
+    """Probes with a mate to measure on, at most. Two templates of one subject make a pair: one is the
+    probe, and its row does not count.
+    """
+    seed: _builtins.int
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.str = ...,
+        mates_count_max: _builtins.int = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mates_count_max", b"mates_count_max", "seed", b"seed", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureRequest: _TypeAlias = MeasureRequest  # noqa: Y015
+
+@_typing.final
+class MeasureResponse(_message.Message):
+    """Some probes, in columns: one entry for each, little-endian."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATE_SCORES_FIELD_NUMBER: _builtins.int
+    RIVAL_SCORES_FIELD_NUMBER: _builtins.int
+    LIST_PLACES_FIELD_NUMBER: _builtins.int
+    CODE_PLACES_FIELD_NUMBER: _builtins.int
+    ROWS_COUNT_FIELD_NUMBER: _builtins.int
+    NLIST_FIELD_NUMBER: _builtins.int
+    CODEBOOK_FIELD_NUMBER: _builtins.int
+    PSEUDO_FIELD_NUMBER: _builtins.int
+    mate_scores: _builtins.bytes
+    """float32: exact score of the best other row of the probe's subject."""
+    rival_scores: _builtins.bytes
+    """float32: exact score of the best row of any other subject."""
+    list_places: _builtins.bytes
+    """int32: lists nearer to the probe than the mate's."""
+    code_places: _builtins.bytes
+    """int32: rows better by their codes than the mate's, in all lists."""
+    rows_count: _builtins.int
+    """Rows and lists of the shard when it was measured."""
+    nlist: _builtins.int
+    codebook: _builtins.str
+    pseudo: _builtins.bool
+    """Whether the probes of this block were made from one template and noise."""
+    def __init__(
+        self,
+        *,
+        mate_scores: _builtins.bytes = ...,
+        rival_scores: _builtins.bytes = ...,
+        list_places: _builtins.bytes = ...,
+        code_places: _builtins.bytes = ...,
+        rows_count: _builtins.int = ...,
+        nlist: _builtins.int = ...,
+        codebook: _builtins.str = ...,
+        pseudo: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_places", b"code_places", "codebook", b"codebook", "list_places", b"list_places", "mate_scores", b"mate_scores", "nlist", b"nlist", "pseudo", b"pseudo", "rival_scores", b"rival_scores", "rows_count", b"rows_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureResponse: _TypeAlias = MeasureResponse  # noqa: Y015
+
+@_typing.final
+class TuneRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GALLERY_FIELD_NUMBER: _builtins.int
+    MATES_COUNT_MAX_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
+    gallery: _builtins.str
+    mates_count_max: _builtins.int
+    @_builtins.property
+    def alarm(self) -> Global___CanaryAlarm:
+        """Set by a node whose canaries raised an alarm. Then the call returns at once, without a tuning;
+        the gallery is tuned in the background, and trained where that does not help, unless its
+        tuning is another one by now. Any number of nodes may call for the same.
+        """
+
+    def __init__(
+        self,
+        *,
+        gallery: _builtins.str = ...,
+        mates_count_max: _builtins.int = ...,
+        alarm: Global___CanaryAlarm | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "gallery", b"gallery", "mates_count_max", b"mates_count_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TuneRequest: _TypeAlias = TuneRequest  # noqa: Y015
+
+@_typing.final
+class CanaryAlarm(_message.Message):
+    """What canaries found: a profile misses more mates than it may."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    CODEBOOK_FIELD_NUMBER: _builtins.int
+    TUNED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    MATES_COUNT_FIELD_NUMBER: _builtins.int
+    MISSES_COUNT_FIELD_NUMBER: _builtins.int
+    profile: _types_pb2.Profile.ValueType
+    codebook: _builtins.str
+    """The tuning that the searches were made by: its codebook, and when it was made."""
+    tuned_unix_ms: _builtins.int
+    mates_count: _builtins.int
+    """Mates compared, and how many of these were missed."""
+    misses_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        profile: _types_pb2.Profile.ValueType = ...,
+        codebook: _builtins.str = ...,
+        tuned_unix_ms: _builtins.int = ...,
+        mates_count: _builtins.int = ...,
+        misses_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "mates_count", b"mates_count", "misses_count", b"misses_count", "profile", b"profile", "tuned_unix_ms", b"tuned_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CanaryAlarm: _TypeAlias = CanaryAlarm  # noqa: Y015
+
+@_typing.final
+class TuneResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TUNING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tuning(self) -> _types_pb2.Tuning: ...
+    def __init__(
+        self,
+        *,
+        tuning: _types_pb2.Tuning | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tuning", b"tuning"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tuning", b"tuning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TuneResponse: _TypeAlias = TuneResponse  # noqa: Y015

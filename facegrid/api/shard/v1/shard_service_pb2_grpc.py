@@ -30,7 +30,11 @@ class ShardServiceStub:
 
     Errors common to all calls: NOT_FOUND (SHARD_NOT_HERE): this node does not hold the shard; refresh
     the map. ABORTED (FENCED): the node lost the shard's primary role; refresh the map and retry with
-    the same request_id. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry.
+    the same request_id. Both carry `map_version` in their metadata where the node knows the gallery's
+    map: read it again, at least that version. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry. UNAVAILABLE
+    (NOT_PRIMARY_YET): the node is to take writes and has not claimed the shard in etcd yet; retry.
+    UNAVAILABLE (SHARD_PENDING): the node has not heard yet that the shard serves; retry.
+    UNAVAILABLE (UNCONFIRMED): the node may be behind and the caller did not accept that; ask another copy.
     """
 
     def __init__(self, channel):
@@ -53,6 +57,11 @@ class ShardServiceStub:
                 '/facegrid.api.shard.v1.ShardService/Erase',
                 request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.EraseRequest.SerializeToString,
                 response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.EraseResponse.FromString,
+                _registered_method=True)
+        self.Load = channel.unary_unary(
+                '/facegrid.api.shard.v1.ShardService/Load',
+                request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.LoadRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.LoadResponse.FromString,
                 _registered_method=True)
         self.Search = channel.unary_unary(
                 '/facegrid.api.shard.v1.ShardService/Search',
@@ -79,10 +88,35 @@ class ShardServiceStub:
                 request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TrainRequest.SerializeToString,
                 response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TrainResponse.FromString,
                 _registered_method=True)
+        self.Measure = channel.unary_stream(
+                '/facegrid.api.shard.v1.ShardService/Measure',
+                request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MeasureRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MeasureResponse.FromString,
+                _registered_method=True)
+        self.Tune = channel.unary_unary(
+                '/facegrid.api.shard.v1.ShardService/Tune',
+                request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TuneRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TuneResponse.FromString,
+                _registered_method=True)
         self.Reach = channel.unary_unary(
                 '/facegrid.api.shard.v1.ShardService/Reach',
                 request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachRequest.SerializeToString,
                 response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachResponse.FromString,
+                _registered_method=True)
+        self.Mirror = channel.unary_unary(
+                '/facegrid.api.shard.v1.ShardService/Mirror',
+                request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MirrorRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MirrorResponse.FromString,
+                _registered_method=True)
+        self.Hold = channel.unary_unary(
+                '/facegrid.api.shard.v1.ShardService/Hold',
+                request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.HoldRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.HoldResponse.FromString,
+                _registered_method=True)
+        self.KeepRecord = channel.unary_unary(
+                '/facegrid.api.shard.v1.ShardService/KeepRecord',
+                request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.KeepRecordRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.KeepRecordResponse.FromString,
                 _registered_method=True)
         self.Status = channel.unary_unary(
                 '/facegrid.api.shard.v1.ShardService/Status',
@@ -96,7 +130,11 @@ class ShardServiceServicer:
 
     Errors common to all calls: NOT_FOUND (SHARD_NOT_HERE): this node does not hold the shard; refresh
     the map. ABORTED (FENCED): the node lost the shard's primary role; refresh the map and retry with
-    the same request_id. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry.
+    the same request_id. Both carry `map_version` in their metadata where the node knows the gallery's
+    map: read it again, at least that version. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry. UNAVAILABLE
+    (NOT_PRIMARY_YET): the node is to take writes and has not claimed the shard in etcd yet; retry.
+    UNAVAILABLE (SHARD_PENDING): the node has not heard yet that the shard serves; retry.
+    UNAVAILABLE (UNCONFIRMED): the node may be behind and the caller did not accept that; ask another copy.
     """
 
     def Append(self, request, context):
@@ -122,6 +160,18 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Load(self, request, context):
+        """Adds the rows of segments that a bulk load has stored, all at once; returns when they are
+        committed and searchable. Rows that are there already with the same vector count as unchanged.
+        Idempotent by request_id. INVALID_ARGUMENT (LOAD_REFUSED and others): a segment is not fit to be
+        loaded; metadata: segment, its index in the request, and row, in that segment. ALREADY_EXISTS
+        (TEMPLATE_EXISTS): a template is there with another vector; metadata likewise. DATA_LOSS: a
+        segment is damaged or not stored. Nothing changed in any of these cases.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Search(self, request, context):
         """Searches several shards of one gallery, at one version of the map. Read-only.
         """
@@ -130,7 +180,8 @@ class ShardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Compare(self, request, context):
-        """Scores one probe against one subject. Read-only. NOT_FOUND (SUBJECT_UNKNOWN).
+        """Scores one probe against one subject. Read-only. NOT_FOUND (SUBJECT_UNKNOWN;
+        metadata: unconfirmed, see Trust).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,9 +209,55 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Measure(self, request, context):
+        """Measures what the index of one shard misses against exact search, on rows of its own. Answers in
+        blocks of probes, in the background of searches; who hangs up ends it.
+        INVALID_ARGUMENT (NOT_TRAINED): the shard has no codebook.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tune(self, request, context):
+        """Measures all shards of a gallery and makes the outcome the gallery's tuning. On the node of the
+        first shard. Errors as TuneGallery's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Reach(self, request, context):
         """Returns once this node's copy of a shard has come to a position: how a primary learns that an
         erasure is certain. Read-only. DEADLINE_EXCEEDED (POSITION_NOT_REACHED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Mirror(self, request, context):
+        """Brings records of another shard into a pending one (RFC 0009). Returns when they are durable. Not
+        applied where the shard has not exactly `after_position` of the source; the answer tells what it
+        has. So it is idempotent. ABORTED (NOT_PENDING): the map does not say (any more) that the shard is
+        filled from that one. INVALID_ARGUMENT (RECORD_REFUSED; metadata: record): nothing changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Hold(self, request, context):
+        """Holds writes to a shard back for a moment, brings the rest of its log into the shards that are to
+        take its place, if there are any, and tells where it stands. Writes go on by themselves after `hold_ms`, or when
+        called again with 0. Called again meanwhile it prolongs nothing. DEADLINE_EXCEEDED
+        (MIRROR_BEHIND): too much is left to bring over; writes go on. UNAVAILABLE (NOT_A_SOURCE): this
+        node has only just heard that the shard is brought into others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeepRecord(self, request, context):
+        """Stores what etcd is about to hold of a gallery, before it does, beside what it holds now. For any
+        primary of the gallery; NOT_FOUND (SHARD_NOT_HERE): this node is none. Idempotent. See RFC 0005.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,6 +288,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.EraseRequest.FromString,
                     response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.EraseResponse.SerializeToString,
             ),
+            'Load': grpc.unary_unary_rpc_method_handler(
+                    servicer.Load,
+                    request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.LoadRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.LoadResponse.SerializeToString,
+            ),
             'Search': grpc.unary_unary_rpc_method_handler(
                     servicer.Search,
                     request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchRequest.FromString,
@@ -216,10 +318,35 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TrainRequest.FromString,
                     response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TrainResponse.SerializeToString,
             ),
+            'Measure': grpc.unary_stream_rpc_method_handler(
+                    servicer.Measure,
+                    request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MeasureRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MeasureResponse.SerializeToString,
+            ),
+            'Tune': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tune,
+                    request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TuneRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TuneResponse.SerializeToString,
+            ),
             'Reach': grpc.unary_unary_rpc_method_handler(
                     servicer.Reach,
                     request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachRequest.FromString,
                     response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachResponse.SerializeToString,
+            ),
+            'Mirror': grpc.unary_unary_rpc_method_handler(
+                    servicer.Mirror,
+                    request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MirrorRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MirrorResponse.SerializeToString,
+            ),
+            'Hold': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hold,
+                    request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.HoldRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.HoldResponse.SerializeToString,
+            ),
+            'KeepRecord': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepRecord,
+                    request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.KeepRecordRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.KeepRecordResponse.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -239,7 +366,11 @@ class ShardService:
 
     Errors common to all calls: NOT_FOUND (SHARD_NOT_HERE): this node does not hold the shard; refresh
     the map. ABORTED (FENCED): the node lost the shard's primary role; refresh the map and retry with
-    the same request_id. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry.
+    the same request_id. Both carry `map_version` in their metadata where the node knows the gallery's
+    map: read it again, at least that version. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry. UNAVAILABLE
+    (NOT_PRIMARY_YET): the node is to take writes and has not claimed the shard in etcd yet; retry.
+    UNAVAILABLE (SHARD_PENDING): the node has not heard yet that the shard serves; retry.
+    UNAVAILABLE (UNCONFIRMED): the node may be behind and the caller did not accept that; ask another copy.
     """
 
     @staticmethod
@@ -313,6 +444,33 @@ class ShardService:
             '/facegrid.api.shard.v1.ShardService/Erase',
             facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.EraseRequest.SerializeToString,
             facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.EraseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Load(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.shard.v1.ShardService/Load',
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.LoadRequest.SerializeToString,
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.LoadResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -459,6 +617,60 @@ class ShardService:
             _registered_method=True)
 
     @staticmethod
+    def Measure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/facegrid.api.shard.v1.ShardService/Measure',
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MeasureRequest.SerializeToString,
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MeasureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tune(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.shard.v1.ShardService/Tune',
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TuneRequest.SerializeToString,
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.TuneResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Reach(request,
             target,
             options=(),
@@ -475,6 +687,87 @@ class ShardService:
             '/facegrid.api.shard.v1.ShardService/Reach',
             facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachRequest.SerializeToString,
             facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.ReachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Mirror(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.shard.v1.ShardService/Mirror',
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MirrorRequest.SerializeToString,
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.MirrorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.shard.v1.ShardService/Hold',
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.HoldRequest.SerializeToString,
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.HoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepRecord(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.shard.v1.ShardService/KeepRecord',
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.KeepRecordRequest.SerializeToString,
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.KeepRecordResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,7 +31,11 @@ class ShardServiceStub:
 
     Errors common to all calls: NOT_FOUND (SHARD_NOT_HERE): this node does not hold the shard; refresh
     the map. ABORTED (FENCED): the node lost the shard's primary role; refresh the map and retry with
-    the same request_id. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry.
+    the same request_id. Both carry `map_version` in their metadata where the node knows the gallery's
+    map: read it again, at least that version. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry. UNAVAILABLE
+    (NOT_PRIMARY_YET): the node is to take writes and has not claimed the shard in etcd yet; retry.
+    UNAVAILABLE (SHARD_PENDING): the node has not heard yet that the shard serves; retry.
+    UNAVAILABLE (UNCONFIRMED): the node may be behind and the caller did not accept that; ask another copy.
     """
 
     @_typing.overload
@@ -48,10 +52,20 @@ class ShardServiceStub:
     """
     Erase: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.EraseRequest, _shard_service_pb2.EraseResponse]
     """Erases from one shard; returns when no replica of it can return the rows. Idempotent."""
+    Load: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.LoadRequest, _shard_service_pb2.LoadResponse]
+    """Adds the rows of segments that a bulk load has stored, all at once; returns when they are
+    committed and searchable. Rows that are there already with the same vector count as unchanged.
+    Idempotent by request_id. INVALID_ARGUMENT (LOAD_REFUSED and others): a segment is not fit to be
+    loaded; metadata: segment, its index in the request, and row, in that segment. ALREADY_EXISTS
+    (TEMPLATE_EXISTS): a template is there with another vector; metadata likewise. DATA_LOSS: a
+    segment is damaged or not stored. Nothing changed in any of these cases.
+    """
     Search: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.SearchRequest, _shard_service_pb2.SearchResponse]
     """Searches several shards of one gallery, at one version of the map. Read-only."""
     Compare: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.CompareRequest, _shard_service_pb2.CompareResponse]
-    """Scores one probe against one subject. Read-only. NOT_FOUND (SUBJECT_UNKNOWN)."""
+    """Scores one probe against one subject. Read-only. NOT_FOUND (SUBJECT_UNKNOWN;
+    metadata: unconfirmed, see Trust).
+    """
     Get: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.GetRequest, _shard_service_pb2.GetResponse]
     """Returns the templates of an id in one shard. Read-only."""
     Sample: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.SampleRequest, _shard_service_pb2.SampleResponse]
@@ -60,9 +74,35 @@ class ShardServiceStub:
     """Trains a codebook from samples that this node gathers from all primaries of the gallery, puts it
     into the object store and makes it the gallery's. Calling it again trains anew.
     """
+    Measure: _grpc.UnaryStreamMultiCallable[_shard_service_pb2.MeasureRequest, _shard_service_pb2.MeasureResponse]
+    """Measures what the index of one shard misses against exact search, on rows of its own. Answers in
+    blocks of probes, in the background of searches; who hangs up ends it.
+    INVALID_ARGUMENT (NOT_TRAINED): the shard has no codebook.
+    """
+    Tune: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.TuneRequest, _shard_service_pb2.TuneResponse]
+    """Measures all shards of a gallery and makes the outcome the gallery's tuning. On the node of the
+    first shard. Errors as TuneGallery's.
+    """
     Reach: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.ReachRequest, _shard_service_pb2.ReachResponse]
     """Returns once this node's copy of a shard has come to a position: how a primary learns that an
     erasure is certain. Read-only. DEADLINE_EXCEEDED (POSITION_NOT_REACHED).
+    """
+    Mirror: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.MirrorRequest, _shard_service_pb2.MirrorResponse]
+    """Brings records of another shard into a pending one (RFC 0009). Returns when they are durable. Not
+    applied where the shard has not exactly `after_position` of the source; the answer tells what it
+    has. So it is idempotent. ABORTED (NOT_PENDING): the map does not say (any more) that the shard is
+    filled from that one. INVALID_ARGUMENT (RECORD_REFUSED; metadata: record): nothing changed.
+    """
+    Hold: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.HoldRequest, _shard_service_pb2.HoldResponse]
+    """Holds writes to a shard back for a moment, brings the rest of its log into the shards that are to
+    take its place, if there are any, and tells where it stands. Writes go on by themselves after `hold_ms`, or when
+    called again with 0. Called again meanwhile it prolongs nothing. DEADLINE_EXCEEDED
+    (MIRROR_BEHIND): too much is left to bring over; writes go on. UNAVAILABLE (NOT_A_SOURCE): this
+    node has only just heard that the shard is brought into others.
+    """
+    KeepRecord: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.KeepRecordRequest, _shard_service_pb2.KeepRecordResponse]
+    """Stores what etcd is about to hold of a gallery, before it does, beside what it holds now. For any
+    primary of the gallery; NOT_FOUND (SHARD_NOT_HERE): this node is none. Idempotent. See RFC 0005.
     """
     Status: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.StatusRequest, _shard_service_pb2.StatusResponse]
     """Describes the node and its shards. Read-only."""
@@ -73,7 +113,11 @@ class ShardServiceAsyncStub(ShardServiceStub):
 
     Errors common to all calls: NOT_FOUND (SHARD_NOT_HERE): this node does not hold the shard; refresh
     the map. ABORTED (FENCED): the node lost the shard's primary role; refresh the map and retry with
-    the same request_id. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry.
+    the same request_id. Both carry `map_version` in their metadata where the node knows the gallery's
+    map: read it again, at least that version. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry. UNAVAILABLE
+    (NOT_PRIMARY_YET): the node is to take writes and has not claimed the shard in etcd yet; retry.
+    UNAVAILABLE (SHARD_PENDING): the node has not heard yet that the shard serves; retry.
+    UNAVAILABLE (UNCONFIRMED): the node may be behind and the caller did not accept that; ask another copy.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -87,10 +131,20 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """
     Erase: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.EraseRequest, _shard_service_pb2.EraseResponse]  # type: ignore[assignment]
     """Erases from one shard; returns when no replica of it can return the rows. Idempotent."""
+    Load: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.LoadRequest, _shard_service_pb2.LoadResponse]  # type: ignore[assignment]
+    """Adds the rows of segments that a bulk load has stored, all at once; returns when they are
+    committed and searchable. Rows that are there already with the same vector count as unchanged.
+    Idempotent by request_id. INVALID_ARGUMENT (LOAD_REFUSED and others): a segment is not fit to be
+    loaded; metadata: segment, its index in the request, and row, in that segment. ALREADY_EXISTS
+    (TEMPLATE_EXISTS): a template is there with another vector; metadata likewise. DATA_LOSS: a
+    segment is damaged or not stored. Nothing changed in any of these cases.
+    """
     Search: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.SearchRequest, _shard_service_pb2.SearchResponse]  # type: ignore[assignment]
     """Searches several shards of one gallery, at one version of the map. Read-only."""
     Compare: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.CompareRequest, _shard_service_pb2.CompareResponse]  # type: ignore[assignment]
-    """Scores one probe against one subject. Read-only. NOT_FOUND (SUBJECT_UNKNOWN)."""
+    """Scores one probe against one subject. Read-only. NOT_FOUND (SUBJECT_UNKNOWN;
+    metadata: unconfirmed, see Trust).
+    """
     Get: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.GetRequest, _shard_service_pb2.GetResponse]  # type: ignore[assignment]
     """Returns the templates of an id in one shard. Read-only."""
     Sample: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.SampleRequest, _shard_service_pb2.SampleResponse]  # type: ignore[assignment]
@@ -99,9 +153,35 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """Trains a codebook from samples that this node gathers from all primaries of the gallery, puts it
     into the object store and makes it the gallery's. Calling it again trains anew.
     """
+    Measure: _aio.UnaryStreamMultiCallable[_shard_service_pb2.MeasureRequest, _shard_service_pb2.MeasureResponse]  # type: ignore[assignment]
+    """Measures what the index of one shard misses against exact search, on rows of its own. Answers in
+    blocks of probes, in the background of searches; who hangs up ends it.
+    INVALID_ARGUMENT (NOT_TRAINED): the shard has no codebook.
+    """
+    Tune: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.TuneRequest, _shard_service_pb2.TuneResponse]  # type: ignore[assignment]
+    """Measures all shards of a gallery and makes the outcome the gallery's tuning. On the node of the
+    first shard. Errors as TuneGallery's.
+    """
     Reach: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.ReachRequest, _shard_service_pb2.ReachResponse]  # type: ignore[assignment]
     """Returns once this node's copy of a shard has come to a position: how a primary learns that an
     erasure is certain. Read-only. DEADLINE_EXCEEDED (POSITION_NOT_REACHED).
+    """
+    Mirror: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.MirrorRequest, _shard_service_pb2.MirrorResponse]  # type: ignore[assignment]
+    """Brings records of another shard into a pending one (RFC 0009). Returns when they are durable. Not
+    applied where the shard has not exactly `after_position` of the source; the answer tells what it
+    has. So it is idempotent. ABORTED (NOT_PENDING): the map does not say (any more) that the shard is
+    filled from that one. INVALID_ARGUMENT (RECORD_REFUSED; metadata: record): nothing changed.
+    """
+    Hold: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.HoldRequest, _shard_service_pb2.HoldResponse]  # type: ignore[assignment]
+    """Holds writes to a shard back for a moment, brings the rest of its log into the shards that are to
+    take its place, if there are any, and tells where it stands. Writes go on by themselves after `hold_ms`, or when
+    called again with 0. Called again meanwhile it prolongs nothing. DEADLINE_EXCEEDED
+    (MIRROR_BEHIND): too much is left to bring over; writes go on. UNAVAILABLE (NOT_A_SOURCE): this
+    node has only just heard that the shard is brought into others.
+    """
+    KeepRecord: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.KeepRecordRequest, _shard_service_pb2.KeepRecordResponse]  # type: ignore[assignment]
+    """Stores what etcd is about to hold of a gallery, before it does, beside what it holds now. For any
+    primary of the gallery; NOT_FOUND (SHARD_NOT_HERE): this node is none. Idempotent. See RFC 0005.
     """
     Status: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.StatusRequest, _shard_service_pb2.StatusResponse]  # type: ignore[assignment]
     """Describes the node and its shards. Read-only."""
@@ -111,7 +191,11 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors common to all calls: NOT_FOUND (SHARD_NOT_HERE): this node does not hold the shard; refresh
     the map. ABORTED (FENCED): the node lost the shard's primary role; refresh the map and retry with
-    the same request_id. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry.
+    the same request_id. Both carry `map_version` in their metadata where the node knows the gallery's
+    map: read it again, at least that version. UNAVAILABLE (SHARD_OPENING): the shard is being recovered; retry. UNAVAILABLE
+    (NOT_PRIMARY_YET): the node is to take writes and has not claimed the shard in etcd yet; retry.
+    UNAVAILABLE (SHARD_PENDING): the node has not heard yet that the shard serves; retry.
+    UNAVAILABLE (UNCONFIRMED): the node may be behind and the caller did not accept that; ask another copy.
     """
 
     @_abc_1.abstractmethod
@@ -143,6 +227,20 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         """Erases from one shard; returns when no replica of it can return the rows. Idempotent."""
 
     @_abc_1.abstractmethod
+    def Load(
+        self,
+        request: _shard_service_pb2.LoadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.LoadResponse, _abc.Awaitable[_shard_service_pb2.LoadResponse]]:
+        """Adds the rows of segments that a bulk load has stored, all at once; returns when they are
+        committed and searchable. Rows that are there already with the same vector count as unchanged.
+        Idempotent by request_id. INVALID_ARGUMENT (LOAD_REFUSED and others): a segment is not fit to be
+        loaded; metadata: segment, its index in the request, and row, in that segment. ALREADY_EXISTS
+        (TEMPLATE_EXISTS): a template is there with another vector; metadata likewise. DATA_LOSS: a
+        segment is damaged or not stored. Nothing changed in any of these cases.
+        """
+
+    @_abc_1.abstractmethod
     def Search(
         self,
         request: _shard_service_pb2.SearchRequest,
@@ -156,7 +254,9 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_service_pb2.CompareRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_service_pb2.CompareResponse, _abc.Awaitable[_shard_service_pb2.CompareResponse]]:
-        """Scores one probe against one subject. Read-only. NOT_FOUND (SUBJECT_UNKNOWN)."""
+        """Scores one probe against one subject. Read-only. NOT_FOUND (SUBJECT_UNKNOWN;
+        metadata: unconfirmed, see Trust).
+        """
 
     @_abc_1.abstractmethod
     def Get(
@@ -185,6 +285,27 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Measure(
+        self,
+        request: _shard_service_pb2.MeasureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_shard_service_pb2.MeasureResponse], _abc.AsyncIterator[_shard_service_pb2.MeasureResponse]]:
+        """Measures what the index of one shard misses against exact search, on rows of its own. Answers in
+        blocks of probes, in the background of searches; who hangs up ends it.
+        INVALID_ARGUMENT (NOT_TRAINED): the shard has no codebook.
+        """
+
+    @_abc_1.abstractmethod
+    def Tune(
+        self,
+        request: _shard_service_pb2.TuneRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.TuneResponse, _abc.Awaitable[_shard_service_pb2.TuneResponse]]:
+        """Measures all shards of a gallery and makes the outcome the gallery's tuning. On the node of the
+        first shard. Errors as TuneGallery's.
+        """
+
+    @_abc_1.abstractmethod
     def Reach(
         self,
         request: _shard_service_pb2.ReachRequest,
@@ -192,6 +313,41 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_shard_service_pb2.ReachResponse, _abc.Awaitable[_shard_service_pb2.ReachResponse]]:
         """Returns once this node's copy of a shard has come to a position: how a primary learns that an
         erasure is certain. Read-only. DEADLINE_EXCEEDED (POSITION_NOT_REACHED).
+        """
+
+    @_abc_1.abstractmethod
+    def Mirror(
+        self,
+        request: _shard_service_pb2.MirrorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.MirrorResponse, _abc.Awaitable[_shard_service_pb2.MirrorResponse]]:
+        """Brings records of another shard into a pending one (RFC 0009). Returns when they are durable. Not
+        applied where the shard has not exactly `after_position` of the source; the answer tells what it
+        has. So it is idempotent. ABORTED (NOT_PENDING): the map does not say (any more) that the shard is
+        filled from that one. INVALID_ARGUMENT (RECORD_REFUSED; metadata: record): nothing changed.
+        """
+
+    @_abc_1.abstractmethod
+    def Hold(
+        self,
+        request: _shard_service_pb2.HoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.HoldResponse, _abc.Awaitable[_shard_service_pb2.HoldResponse]]:
+        """Holds writes to a shard back for a moment, brings the rest of its log into the shards that are to
+        take its place, if there are any, and tells where it stands. Writes go on by themselves after `hold_ms`, or when
+        called again with 0. Called again meanwhile it prolongs nothing. DEADLINE_EXCEEDED
+        (MIRROR_BEHIND): too much is left to bring over; writes go on. UNAVAILABLE (NOT_A_SOURCE): this
+        node has only just heard that the shard is brought into others.
+        """
+
+    @_abc_1.abstractmethod
+    def KeepRecord(
+        self,
+        request: _shard_service_pb2.KeepRecordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.KeepRecordResponse, _abc.Awaitable[_shard_service_pb2.KeepRecordResponse]]:
+        """Stores what etcd is about to hold of a gallery, before it does, beside what it holds now. For any
+        primary of the gallery; NOT_FOUND (SHARD_NOT_HERE): this node is none. Idempotent. See RFC 0005.
         """
 
     @_abc_1.abstractmethod

@@ -22,53 +22,94 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from facegrid.api.v1 import types_pb2 as facegrid_dot_api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%facegrid/api/storage/v1/storage.proto\x12\x17\x66\x61\x63\x65grid.api.storage.v1\"\xe0\x01\n\rGalleryRecord\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x11\n\textractor\x18\x05 \x01(\t\x12\x14\n\x0cshards_count\x18\x06 \x01(\r\x12\x16\n\x0ereplicas_count\x18\x07 \x01(\r\x12 \n\x18train_at_templates_count\x18\x08 \x01(\x03\x12\x10\n\x08\x63odebook\x18\t \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\n \x01(\x03\"\xeb\x01\n\x0eShardMapRecord\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x0f\n\x07gallery\x18\x02 \x01(\t\x12\x13\n\x0bgallery_uid\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12=\n\x06shards\x18\x05 \x03(\x0b\x32-.facegrid.api.storage.v1.ShardMapRecord.Shard\x1aH\n\x05Shard\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\x06\x12\x0c\n\x04last\x18\x03 \x01(\x06\x12\x10\n\x08node_ids\x18\x04 \x03(\t\"y\n\nNodeRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0c\n\x04zone\x18\x05 \x01(\t\x12\x19\n\x11required_features\x18\x06 \x03(\t\"c\n\x10GenerationRecord\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x19\n\x11required_features\x18\x04 \x03(\t\"i\n\x06LogRef\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x03\x12\x15\n\rlast_position\x18\x03 \x01(\x03\x12\x0c\n\x04uuid\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"T\n\tTipRecord\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12,\n\x03log\x18\x02 \x01(\x0b\x32\x1f.facegrid.api.storage.v1.LogRef\"b\n\x0fManifestPointer\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x12\n\ngeneration\x18\x04 \x01(\x03\"c\n\rDroppedRecord\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\x13\n\x0bgallery_uid\x18\x02 \x01(\t\x12\x10\n\x08node_ids\x18\x03 \x03(\t\x12\x19\n\x11required_features\x18\x04 \x03(\t\"\xb7\x01\n\tLogObject\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x10\n\x08shard_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\x34\n\x0bpredecessor\x18\x04 \x01(\x0b\x32\x1f.facegrid.api.storage.v1.LogRef\x12\x33\n\x07records\x18\x05 \x03(\x0b\x32\".facegrid.api.storage.v1.LogRecord\"\xfd\x02\n\tLogRecord\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0erequest_digest\x18\x03 \x01(\x0c\x12\x17\n\x0fwritten_unix_ms\x18\x04 \x01(\x03\x12\x39\n\x05\x65nrol\x18\x05 \x01(\x0b\x32(.facegrid.api.storage.v1.LogRecord.EnrolH\x00\x12\x39\n\x05\x65rase\x18\x06 \x01(\x0b\x32(.facegrid.api.storage.v1.LogRecord.EraseH\x00\x1ag\n\x05\x45nrol\x12\x14\n\x0ctemplate_ids\x18\x01 \x03(\t\x12\x13\n\x0bsubject_ids\x18\x02 \x03(\t\x12\r\n\x05\x63odes\x18\x03 \x01(\x0c\x12\x17\n\x0funchanged_count\x18\x04 \x01(\x03\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\x1a\x32\n\x05\x45rase\x12\x14\n\x0ctemplate_ids\x18\x01 \x03(\t\x12\x13\n\x0bsubject_ids\x18\x02 \x03(\tB\x06\n\x04kind\"\xac\x01\n\rSegmentHeader\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x10\n\x08shard_id\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x12\n\nrows_count\x18\x04 \x01(\x03\x12\x10\n\x08\x63odebook\x18\x05 \x01(\t\x12\x15\n\rpq_code_bytes\x18\x06 \x01(\r\x12\x12\n\ngeneration\x18\x07 \x01(\x03\x12\x10\n\x08position\x18\x08 \x01(\x03\"7\n\nSegmentIds\x12\x14\n\x0ctemplate_ids\x18\x01 \x03(\t\x12\x13\n\x0bsubject_ids\x18\x02 \x03(\t\"\xb6\x04\n\x08Manifest\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x10\n\x08shard_id\x18\x02 \x01(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\x06\x12\x0c\n\x04last\x18\x04 \x01(\x06\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\x12\x10\n\x08position\x18\x06 \x01(\x03\x12\x12\n\ngeneration\x18\x07 \x01(\x03\x12,\n\x03log\x18\x08 \x01(\x0b\x32\x1f.facegrid.api.storage.v1.LogRef\x12;\n\x08segments\x18\t \x03(\x0b\x32).facegrid.api.storage.v1.Manifest.Segment\x12;\n\x08requests\x18\n \x03(\x0b\x32).facegrid.api.storage.v1.Manifest.Request\x12\x0e\n\x06\x64igest\x18\x0b \x01(\x0c\x12\x17\n\x0ftemplates_count\x18\x0c \x01(\x03\x1aS\n\x07Segment\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x12\n\nrows_count\x18\x02 \x01(\x03\x12\x0e\n\x06\x65rased\x18\x03 \x01(\x0c\x12\x14\n\x0c\x65rased_count\x18\x04 \x01(\x03\x1a\x86\x01\n\x07Request\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x16\n\x0e\x65nrolled_count\x18\x04 \x01(\x03\x12\x17\n\x0funchanged_count\x18\x05 \x01(\x03\x12\x14\n\x0c\x65rased_count\x18\x06 \x01(\x03\"\xb2\x01\n\x0e\x43odebookHeader\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05nlist\x18\x03 \x01(\r\x12\x0c\n\x04pq_m\x18\x04 \x01(\r\x12\x0f\n\x07pq_bits\x18\x05 \x01(\r\x12\x0e\n\x06nprobe\x18\x06 \x01(\r\x12\x16\n\x0erescore_factor\x18\x07 \x01(\r\x12\x14\n\x0csample_count\x18\x08 \x01(\x03\x12\x0c\n\x04seed\x18\t \x01(\x04\"N\n\rStoredGallery\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x0f\n\x07gallery\x18\x02 \x01(\x0c\x12\x11\n\tshard_map\x18\x03 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%facegrid/api/storage/v1/storage.proto\x12\x17\x66\x61\x63\x65grid.api.storage.v1\x1a\x1b\x66\x61\x63\x65grid/api/v1/types.proto\"\xe6\x02\n\rGalleryRecord\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x11\n\textractor\x18\x05 \x01(\t\x12\x14\n\x0cshards_count\x18\x06 \x01(\r\x12\x16\n\x0ereplicas_count\x18\x07 \x01(\r\x12 \n\x18train_at_templates_count\x18\x08 \x01(\x03\x12\x10\n\x08\x63odebook\x18\t \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\n \x01(\x03\x12)\n\x07profile\x18\x0b \x01(\x0e\x32\x18.facegrid.api.v1.Profile\x12\x15\n\rmiss_rate_max\x18\x0c \x01(\x01\x12\'\n\x06tuning\x18\r \x01(\x0b\x32\x17.facegrid.api.v1.Tuning\x12\x19\n\x11retrained_unix_ms\x18\x0e \x01(\x03\"\xf3\x02\n\x0eShardMapRecord\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x0f\n\x07gallery\x18\x02 \x01(\t\x12\x13\n\x0bgallery_uid\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12=\n\x06shards\x18\x05 \x03(\x0b\x32-.facegrid.api.storage.v1.ShardMapRecord.Shard\x12>\n\x07pending\x18\x06 \x03(\x0b\x32-.facegrid.api.storage.v1.ShardMapRecord.Shard\x12\x12\n\nmade_count\x18\x07 \x01(\x03\x1a|\n\x05Shard\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\x06\x12\x0c\n\x04last\x18\x03 \x01(\x06\x12\x10\n\x08node_ids\x18\x04 \x03(\t\x12\x18\n\x10joining_node_ids\x18\x05 \x03(\t\x12\x18\n\x10source_shard_ids\x18\x06 \x03(\t\"y\n\nNodeRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0c\n\x04zone\x18\x05 \x01(\t\x12\x19\n\x11required_features\x18\x06 \x03(\t\"c\n\x10GenerationRecord\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x19\n\x11required_features\x18\x04 \x03(\t\"4\n\x0eSourcePosition\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\"C\n\x10InheritedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x66irst\x18\x02 \x01(\x06\x12\x0c\n\x04last\x18\x03 \x01(\x06\"i\n\x06LogRef\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\x03\x12\x15\n\rlast_position\x18\x03 \x01(\x03\x12\x0c\n\x04uuid\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\"T\n\tTipRecord\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12,\n\x03log\x18\x02 \x01(\x0b\x32\x1f.facegrid.api.storage.v1.LogRef\"b\n\x0fManifestPointer\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x12\n\ngeneration\x18\x04 \x01(\x03\"z\n\rDroppedRecord\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\x13\n\x0bgallery_uid\x18\x02 \x01(\t\x12\x10\n\x08node_ids\x18\x03 \x03(\t\x12\x19\n\x11required_features\x18\x04 \x03(\t\x12\x15\n\rgallery_lives\x18\x05 \x01(\x08\"\xb7\x01\n\tLogObject\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x10\n\x08shard_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\x34\n\x0bpredecessor\x18\x04 \x01(\x0b\x32\x1f.facegrid.api.storage.v1.LogRef\x12\x33\n\x07records\x18\x05 \x03(\x0b\x32\".facegrid.api.storage.v1.LogRecord\"\x82\x06\n\tLogRecord\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0erequest_digest\x18\x03 \x01(\x0c\x12\x17\n\x0fwritten_unix_ms\x18\x04 \x01(\x03\x12\x39\n\x05\x65nrol\x18\x05 \x01(\x0b\x32(.facegrid.api.storage.v1.LogRecord.EnrolH\x00\x12\x39\n\x05\x65rase\x18\x06 \x01(\x0b\x32(.facegrid.api.storage.v1.LogRecord.EraseH\x00\x12\x37\n\x04load\x18\x07 \x01(\x0b\x32\'.facegrid.api.storage.v1.LogRecord.LoadH\x00\x12\x37\n\x06source\x18\x08 \x01(\x0b\x32\'.facegrid.api.storage.v1.SourcePosition\x12<\n\tinherited\x18\t \x03(\x0b\x32).facegrid.api.storage.v1.InheritedRequest\x1ag\n\x05\x45nrol\x12\x14\n\x0ctemplate_ids\x18\x01 \x03(\t\x12\x13\n\x0bsubject_ids\x18\x02 \x03(\t\x12\r\n\x05\x63odes\x18\x03 \x01(\x0c\x12\x17\n\x0funchanged_count\x18\x04 \x01(\x03\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\x1a`\n\x05\x45rase\x12\x14\n\x0ctemplate_ids\x18\x01 \x03(\t\x12\x13\n\x0bsubject_ids\x18\x02 \x03(\t\x12\x0f\n\x07\x62ounded\x18\x03 \x01(\x08\x12\r\n\x05\x66irst\x18\x04 \x01(\x06\x12\x0c\n\x04last\x18\x05 \x01(\x06\x1a\xa4\x01\n\x04Load\x12\x41\n\x08segments\x18\x01 \x03(\x0b\x32/.facegrid.api.storage.v1.LogRecord.Load.Segment\x1aY\n\x07Segment\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x12\n\nrows_count\x18\x02 \x01(\x03\x12\x11\n\tunchanged\x18\x03 \x01(\x0c\x12\x17\n\x0funchanged_count\x18\x04 \x01(\x03\x42\x06\n\x04kind\"\xbd\x01\n\rSegmentHeader\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x10\n\x08shard_id\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x12\n\nrows_count\x18\x04 \x01(\x03\x12\x10\n\x08\x63odebook\x18\x05 \x01(\t\x12\x15\n\rpq_code_bytes\x18\x06 \x01(\r\x12\x12\n\ngeneration\x18\x07 \x01(\x03\x12\x10\n\x08position\x18\x08 \x01(\x03\x12\x0f\n\x07load_id\x18\t \x01(\t\"7\n\nSegmentIds\x12\x14\n\x0ctemplate_ids\x18\x01 \x03(\t\x12\x13\n\x0bsubject_ids\x18\x02 \x03(\t\"\xe4\x05\n\x08Manifest\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x10\n\x08shard_id\x18\x02 \x01(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\x06\x12\x0c\n\x04last\x18\x04 \x01(\x06\x12\x0b\n\x03\x64im\x18\x05 \x01(\r\x12\x10\n\x08position\x18\x06 \x01(\x03\x12\x12\n\ngeneration\x18\x07 \x01(\x03\x12,\n\x03log\x18\x08 \x01(\x0b\x32\x1f.facegrid.api.storage.v1.LogRef\x12;\n\x08segments\x18\t \x03(\x0b\x32).facegrid.api.storage.v1.Manifest.Segment\x12;\n\x08requests\x18\n \x03(\x0b\x32).facegrid.api.storage.v1.Manifest.Request\x12\x0e\n\x06\x64igest\x18\x0b \x01(\x0c\x12\x17\n\x0ftemplates_count\x18\x0c \x01(\x03\x12\x38\n\x07sources\x18\r \x03(\x0b\x32\'.facegrid.api.storage.v1.SourcePosition\x12<\n\tinherited\x18\x0e \x03(\x0b\x32).facegrid.api.storage.v1.InheritedRequest\x12\x34\n\x07journal\x18\x14 \x01(\x0b\x32#.facegrid.api.storage.v1.JournalRef\x1aS\n\x07Segment\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x12\n\nrows_count\x18\x02 \x01(\x03\x12\x0e\n\x06\x65rased\x18\x03 \x01(\x0c\x12\x14\n\x0c\x65rased_count\x18\x04 \x01(\x03\x1a\x86\x01\n\x07Request\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x16\n\x0e\x65nrolled_count\x18\x04 \x01(\x03\x12\x17\n\x0funchanged_count\x18\x05 \x01(\x03\x12\x14\n\x0c\x65rased_count\x18\x06 \x01(\x03\"3\n\nJournalRef\x12\x15\n\rlast_position\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"\xd1\x02\n\x0e\x45rasureJournal\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x13\n\x0bgallery_uid\x18\x02 \x01(\t\x12\x10\n\x08shard_id\x18\x03 \x01(\t\x12\x38\n\x0bpredecessor\x18\x04 \x01(\x0b\x32#.facegrid.api.storage.v1.JournalRef\x12\x41\n\x08\x65rasures\x18\x05 \x03(\x0b\x32/.facegrid.api.storage.v1.ErasureJournal.Erasure\x12\x15\n\rlast_position\x18\x06 \x01(\x03\x12\x0f\n\x07\x63losing\x18\x07 \x01(\x08\x1aX\n\x07\x45rasure\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x16\n\x0e\x65rased_unix_ms\x18\x02 \x01(\x03\x12\x10\n\x08subjects\x18\x03 \x01(\x0c\x12\x11\n\ttemplates\x18\x04 \x01(\x0c\"\x8e\x03\n\x08Snapshot\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x13\n\x0bgallery_uid\x18\x03 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x04 \x01(\x03\x12\x14\n\x0c\x63ut_revision\x18\x05 \x01(\x03\x12\x39\n\x07records\x18\x06 \x03(\x0b\x32(.facegrid.api.storage.v1.Snapshot.Record\x12\x39\n\x07objects\x18\x07 \x03(\x0b\x32(.facegrid.api.storage.v1.Snapshot.Object\x12\x1b\n\x13templates_count_max\x18\x08 \x01(\x03\x12\x19\n\x11pending_shard_ids\x18\t \x03(\t\x1a$\n\x06Record\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x1a:\n\x06Object\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"W\n\x0eRepositoryMark\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x15\n\rbegun_unix_ms\x18\x03 \x01(\x03\"\xc8\x01\n\x0e\x43odebookHeader\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\r\n\x05nlist\x18\x03 \x01(\r\x12\x0c\n\x04pq_m\x18\x04 \x01(\r\x12\x0f\n\x07pq_bits\x18\x05 \x01(\r\x12\x0e\n\x06nprobe\x18\x06 \x01(\r\x12\x16\n\x0erescore_factor\x18\x07 \x01(\r\x12\x14\n\x0csample_count\x18\x08 \x01(\x03\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x14\n\x0c\x63oding_error\x18\n \x01(\x01\"N\n\rStoredGallery\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x0f\n\x07gallery\x18\x02 \x01(\x0c\x12\x11\n\tshard_map\x18\x03 \x01(\x0c\"W\n\x07LoadPin\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x10\n\x08shard_id\x18\x02 \x01(\t\x12\x0f\n\x07load_id\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"\xa9\x06\n\x0fOperationRecord\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x0f\n\x07gallery\x18\x03 \x01(\t\x12\x13\n\x0bgallery_uid\x18\x04 \x01(\t\x12\x45\n\x08replicas\x18\x05 \x01(\x0b\x32\x31.facegrid.api.storage.v1.OperationRecord.ReplicasH\x00\x12?\n\x05split\x18\x06 \x01(\x0b\x32..facegrid.api.storage.v1.OperationRecord.SplitH\x00\x12?\n\x05merge\x18\x07 \x01(\x0b\x32..facegrid.api.storage.v1.OperationRecord.MergeH\x00\x12=\n\x05state\x18\x08 \x01(\x0e\x32..facegrid.api.storage.v1.OperationRecord.State\x12\x0c\n\x04step\x18\t \x01(\t\x12\r\n\x05\x63\x61use\x18\n \x01(\t\x12\x0c\n\x04note\x18\x0b \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x0c \x01(\x03\x12\x14\n\x0cstep_unix_ms\x18\r \x01(\x03\x12\x17\n\x0f\x66ormer_node_ids\x18\x0e \x03(\t\x12\x15\n\rplanned_bytes\x18\x0f \x01(\x03\x12\x11\n\tplanned_s\x18\x10 \x01(\x01\x1a.\n\x08Replicas\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\x10\n\x08node_ids\x18\x02 \x03(\t\x1a\x38\n\x05Split\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\n\n\x02\x61t\x18\x02 \x01(\x06\x12\x11\n\tchild_ids\x18\x03 \x03(\t\x1a,\n\x05Merge\x12\x11\n\tshard_ids\x18\x01 \x03(\t\x12\x10\n\x08\x63hild_id\x18\x02 \x01(\t\"z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x10\n\x0cSTATE_PAUSED\x10\x02\x12\x12\n\x0eSTATE_ABORTING\x10\x03\x12\x0e\n\nSTATE_DONE\x10\x04\x12\x11\n\rSTATE_ABORTED\x10\x05\x42\x06\n\x04kind\"@\n\rOperationLock\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x19\n\x11required_features\x18\x02 \x03(\t\"`\n\x08NodeMark\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x16\n\x0emarked_unix_ms\x18\x04 \x01(\x03\"m\n\x12RebalancerSettings\x12\x19\n\x11required_features\x18\x01 \x03(\t\x12\x11\n\tautomatic\x18\x02 \x01(\x08\x12\x13\n\x0b\x61t_once_max\x18\x03 \x01(\r\x12\x14\n\x0cp99_limit_ms\x18\x04 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'facegrid.api.storage.v1.storage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GALLERYRECORD']._serialized_start=67
-  _globals['_GALLERYRECORD']._serialized_end=291
-  _globals['_SHARDMAPRECORD']._serialized_start=294
-  _globals['_SHARDMAPRECORD']._serialized_end=529
-  _globals['_SHARDMAPRECORD_SHARD']._serialized_start=457
-  _globals['_SHARDMAPRECORD_SHARD']._serialized_end=529
-  _globals['_NODERECORD']._serialized_start=531
-  _globals['_NODERECORD']._serialized_end=652
-  _globals['_GENERATIONRECORD']._serialized_start=654
-  _globals['_GENERATIONRECORD']._serialized_end=753
-  _globals['_LOGREF']._serialized_start=755
-  _globals['_LOGREF']._serialized_end=860
-  _globals['_TIPRECORD']._serialized_start=862
-  _globals['_TIPRECORD']._serialized_end=946
-  _globals['_MANIFESTPOINTER']._serialized_start=948
-  _globals['_MANIFESTPOINTER']._serialized_end=1046
-  _globals['_DROPPEDRECORD']._serialized_start=1048
-  _globals['_DROPPEDRECORD']._serialized_end=1147
-  _globals['_LOGOBJECT']._serialized_start=1150
-  _globals['_LOGOBJECT']._serialized_end=1333
-  _globals['_LOGRECORD']._serialized_start=1336
-  _globals['_LOGRECORD']._serialized_end=1717
-  _globals['_LOGRECORD_ENROL']._serialized_start=1554
-  _globals['_LOGRECORD_ENROL']._serialized_end=1657
-  _globals['_LOGRECORD_ERASE']._serialized_start=1659
-  _globals['_LOGRECORD_ERASE']._serialized_end=1709
-  _globals['_SEGMENTHEADER']._serialized_start=1720
-  _globals['_SEGMENTHEADER']._serialized_end=1892
-  _globals['_SEGMENTIDS']._serialized_start=1894
-  _globals['_SEGMENTIDS']._serialized_end=1949
-  _globals['_MANIFEST']._serialized_start=1952
-  _globals['_MANIFEST']._serialized_end=2518
-  _globals['_MANIFEST_SEGMENT']._serialized_start=2298
-  _globals['_MANIFEST_SEGMENT']._serialized_end=2381
-  _globals['_MANIFEST_REQUEST']._serialized_start=2384
-  _globals['_MANIFEST_REQUEST']._serialized_end=2518
-  _globals['_CODEBOOKHEADER']._serialized_start=2521
-  _globals['_CODEBOOKHEADER']._serialized_end=2699
-  _globals['_STOREDGALLERY']._serialized_start=2701
-  _globals['_STOREDGALLERY']._serialized_end=2779
+  _globals['_GALLERYRECORD']._serialized_start=96
+  _globals['_GALLERYRECORD']._serialized_end=454
+  _globals['_SHARDMAPRECORD']._serialized_start=457
+  _globals['_SHARDMAPRECORD']._serialized_end=828
+  _globals['_SHARDMAPRECORD_SHARD']._serialized_start=704
+  _globals['_SHARDMAPRECORD_SHARD']._serialized_end=828
+  _globals['_NODERECORD']._serialized_start=830
+  _globals['_NODERECORD']._serialized_end=951
+  _globals['_GENERATIONRECORD']._serialized_start=953
+  _globals['_GENERATIONRECORD']._serialized_end=1052
+  _globals['_SOURCEPOSITION']._serialized_start=1054
+  _globals['_SOURCEPOSITION']._serialized_end=1106
+  _globals['_INHERITEDREQUEST']._serialized_start=1108
+  _globals['_INHERITEDREQUEST']._serialized_end=1175
+  _globals['_LOGREF']._serialized_start=1177
+  _globals['_LOGREF']._serialized_end=1282
+  _globals['_TIPRECORD']._serialized_start=1284
+  _globals['_TIPRECORD']._serialized_end=1368
+  _globals['_MANIFESTPOINTER']._serialized_start=1370
+  _globals['_MANIFESTPOINTER']._serialized_end=1468
+  _globals['_DROPPEDRECORD']._serialized_start=1470
+  _globals['_DROPPEDRECORD']._serialized_end=1592
+  _globals['_LOGOBJECT']._serialized_start=1595
+  _globals['_LOGOBJECT']._serialized_end=1778
+  _globals['_LOGRECORD']._serialized_start=1781
+  _globals['_LOGRECORD']._serialized_end=2551
+  _globals['_LOGRECORD_ENROL']._serialized_start=2175
+  _globals['_LOGRECORD_ENROL']._serialized_end=2278
+  _globals['_LOGRECORD_ERASE']._serialized_start=2280
+  _globals['_LOGRECORD_ERASE']._serialized_end=2376
+  _globals['_LOGRECORD_LOAD']._serialized_start=2379
+  _globals['_LOGRECORD_LOAD']._serialized_end=2543
+  _globals['_LOGRECORD_LOAD_SEGMENT']._serialized_start=2454
+  _globals['_LOGRECORD_LOAD_SEGMENT']._serialized_end=2543
+  _globals['_SEGMENTHEADER']._serialized_start=2554
+  _globals['_SEGMENTHEADER']._serialized_end=2743
+  _globals['_SEGMENTIDS']._serialized_start=2745
+  _globals['_SEGMENTIDS']._serialized_end=2800
+  _globals['_MANIFEST']._serialized_start=2803
+  _globals['_MANIFEST']._serialized_end=3543
+  _globals['_MANIFEST_SEGMENT']._serialized_start=3323
+  _globals['_MANIFEST_SEGMENT']._serialized_end=3406
+  _globals['_MANIFEST_REQUEST']._serialized_start=3409
+  _globals['_MANIFEST_REQUEST']._serialized_end=3543
+  _globals['_JOURNALREF']._serialized_start=3545
+  _globals['_JOURNALREF']._serialized_end=3596
+  _globals['_ERASUREJOURNAL']._serialized_start=3599
+  _globals['_ERASUREJOURNAL']._serialized_end=3936
+  _globals['_ERASUREJOURNAL_ERASURE']._serialized_start=3848
+  _globals['_ERASUREJOURNAL_ERASURE']._serialized_end=3936
+  _globals['_SNAPSHOT']._serialized_start=3939
+  _globals['_SNAPSHOT']._serialized_end=4337
+  _globals['_SNAPSHOT_RECORD']._serialized_start=4241
+  _globals['_SNAPSHOT_RECORD']._serialized_end=4277
+  _globals['_SNAPSHOT_OBJECT']._serialized_start=4279
+  _globals['_SNAPSHOT_OBJECT']._serialized_end=4337
+  _globals['_REPOSITORYMARK']._serialized_start=4339
+  _globals['_REPOSITORYMARK']._serialized_end=4426
+  _globals['_CODEBOOKHEADER']._serialized_start=4429
+  _globals['_CODEBOOKHEADER']._serialized_end=4629
+  _globals['_STOREDGALLERY']._serialized_start=4631
+  _globals['_STOREDGALLERY']._serialized_end=4709
+  _globals['_LOADPIN']._serialized_start=4711
+  _globals['_LOADPIN']._serialized_end=4798
+  _globals['_OPERATIONRECORD']._serialized_start=4801
+  _globals['_OPERATIONRECORD']._serialized_end=5610
+  _globals['_OPERATIONRECORD_REPLICAS']._serialized_start=5328
+  _globals['_OPERATIONRECORD_REPLICAS']._serialized_end=5374
+  _globals['_OPERATIONRECORD_SPLIT']._serialized_start=5376
+  _globals['_OPERATIONRECORD_SPLIT']._serialized_end=5432
+  _globals['_OPERATIONRECORD_MERGE']._serialized_start=5434
+  _globals['_OPERATIONRECORD_MERGE']._serialized_end=5478
+  _globals['_OPERATIONRECORD_STATE']._serialized_start=5480
+  _globals['_OPERATIONRECORD_STATE']._serialized_end=5602
+  _globals['_OPERATIONLOCK']._serialized_start=5612
+  _globals['_OPERATIONLOCK']._serialized_end=5676
+  _globals['_NODEMARK']._serialized_start=5678
+  _globals['_NODEMARK']._serialized_end=5774
+  _globals['_REBALANCERSETTINGS']._serialized_start=5776
+  _globals['_REBALANCERSETTINGS']._serialized_end=5885
 # @@protoc_insertion_point(module_scope)

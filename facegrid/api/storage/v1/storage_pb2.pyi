@@ -9,9 +9,11 @@ meets an unknown one refuses the object instead of guessing.
 """
 
 from collections import abc as _abc
+from facegrid.api.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -39,6 +41,10 @@ class GalleryRecord(_message.Message):
     TRAIN_AT_TEMPLATES_COUNT_FIELD_NUMBER: _builtins.int
     CODEBOOK_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    MISS_RATE_MAX_FIELD_NUMBER: _builtins.int
+    TUNING_FIELD_NUMBER: _builtins.int
+    RETRAINED_UNIX_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     uid: _builtins.str
     dim: _builtins.int
@@ -49,8 +55,16 @@ class GalleryRecord(_message.Message):
     codebook: _builtins.str
     """sha256 in hex of codebooks/<gallery uid>/<sha256>; empty: none yet."""
     created_unix_ms: _builtins.int
+    profile: _types_pb2.Profile.ValueType
+    """Unset: balanced."""
+    miss_rate_max: _builtins.float
+    """0: 0.001."""
+    retrained_unix_ms: _builtins.int
+    """When a node last began to train it by itself since canaries raised an alarm; 0: never."""
     @_builtins.property
     def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tuning(self) -> _types_pb2.Tuning: ...
     def __init__(
         self,
         *,
@@ -64,10 +78,14 @@ class GalleryRecord(_message.Message):
         train_at_templates_count: _builtins.int = ...,
         codebook: _builtins.str = ...,
         created_unix_ms: _builtins.int = ...,
+        profile: _types_pb2.Profile.ValueType = ...,
+        miss_rate_max: _builtins.float = ...,
+        tuning: _types_pb2.Tuning | None = ...,
+        retrained_unix_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tuning", b"tuning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "created_unix_ms", b"created_unix_ms", "dim", b"dim", "extractor", b"extractor", "name", b"name", "replicas_count", b"replicas_count", "required_features", b"required_features", "shards_count", b"shards_count", "train_at_templates_count", b"train_at_templates_count", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "created_unix_ms", b"created_unix_ms", "dim", b"dim", "extractor", b"extractor", "miss_rate_max", b"miss_rate_max", "name", b"name", "profile", b"profile", "replicas_count", b"replicas_count", "required_features", b"required_features", "retrained_unix_ms", b"retrained_unix_ms", "shards_count", b"shards_count", "train_at_templates_count", b"train_at_templates_count", "tuning", b"tuning", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -87,12 +105,22 @@ class ShardMapRecord(_message.Message):
         FIRST_FIELD_NUMBER: _builtins.int
         LAST_FIELD_NUMBER: _builtins.int
         NODE_IDS_FIELD_NUMBER: _builtins.int
+        JOINING_NODE_IDS_FIELD_NUMBER: _builtins.int
+        SOURCE_SHARD_IDS_FIELD_NUMBER: _builtins.int
         shard_id: _builtins.str
         first: _builtins.int
         last: _builtins.int
         @_builtins.property
         def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
             """The first is the primary."""
+
+        @_builtins.property
+        def joining_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Nodes that load the shard and follow its log, and are not searched yet."""
+
+        @_builtins.property
+        def source_shard_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Of a pending shard: the shards whose rows are brought into it, and whose place it is to take."""
 
         def __init__(
             self,
@@ -101,10 +129,12 @@ class ShardMapRecord(_message.Message):
             first: _builtins.int = ...,
             last: _builtins.int = ...,
             node_ids: _abc.Iterable[_builtins.str] | None = ...,
+            joining_node_ids: _abc.Iterable[_builtins.str] | None = ...,
+            source_shard_ids: _abc.Iterable[_builtins.str] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last", "node_ids", b"node_ids", "shard_id", b"shard_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "joining_node_ids", b"joining_node_ids", "last", b"last", "node_ids", b"node_ids", "shard_id", b"shard_id", "source_shard_ids", b"source_shard_ids"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -113,14 +143,24 @@ class ShardMapRecord(_message.Message):
     GALLERY_UID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    MADE_COUNT_FIELD_NUMBER: _builtins.int
     gallery: _builtins.str
     gallery_uid: _builtins.str
     version: _builtins.int
     """Grows by one with each change."""
+    made_count: _builtins.int
+    """How many shards the gallery ever had: the number in the name of the next one. 0: as many as
+    there are in this map.
+    """
     @_builtins.property
     def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardMapRecord.Shard]: ...
+    @_builtins.property
+    def pending(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardMapRecord.Shard]:
+        """Shards that are being filled from others. No client's read or write goes there."""
+
     def __init__(
         self,
         *,
@@ -129,10 +169,12 @@ class ShardMapRecord(_message.Message):
         gallery_uid: _builtins.str = ...,
         version: _builtins.int = ...,
         shards: _abc.Iterable[Global___ShardMapRecord.Shard] | None = ...,
+        pending: _abc.Iterable[Global___ShardMapRecord.Shard] | None = ...,
+        made_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "gallery_uid", b"gallery_uid", "required_features", b"required_features", "shards", b"shards", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery", b"gallery", "gallery_uid", b"gallery_uid", "made_count", b"made_count", "pending", b"pending", "required_features", b"required_features", "shards", b"shards", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -205,6 +247,59 @@ class GenerationRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerationRecord: _TypeAlias = GenerationRecord  # noqa: Y015
+
+@_typing.final
+class SourcePosition(_message.Message):
+    """How much of another shard's log has been brought into this one, see RFC 0009."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.str
+    position: _builtins.int
+    """Of the last record of that shard that is in here, or has no part in here."""
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourcePosition: _TypeAlias = SourcePosition  # noqa: Y015
+
+@_typing.final
+class InheritedRequest(_message.Message):
+    """A request that a shard carried out, whose keys another shard has now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    first: _builtins.int
+    """The keys that the shard had which carried it out."""
+    last: _builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InheritedRequest: _TypeAlias = InheritedRequest  # noqa: Y015
 
 @_typing.final
 class LogRef(_message.Message):
@@ -301,7 +396,7 @@ Global___ManifestPointer: _TypeAlias = ManifestPointer  # noqa: Y015
 
 @_typing.final
 class DroppedRecord(_message.Message):
-    """etcd: dropped/<shard>: objects that the named node deletes."""
+    """etcd: dropped/<shard>: objects to be deleted by the first node named, or one after it (RFC 0010)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -309,8 +404,13 @@ class DroppedRecord(_message.Message):
     GALLERY_UID_FIELD_NUMBER: _builtins.int
     NODE_IDS_FIELD_NUMBER: _builtins.int
     REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
+    GALLERY_LIVES_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.str
     gallery_uid: _builtins.str
+    gallery_lives: _builtins.bool
+    """Only this shard goes: others have its rows, and what belongs to the gallery stays. Such a record
+    requires the feature "gallery-lives".
+    """
     @_builtins.property
     def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -322,10 +422,11 @@ class DroppedRecord(_message.Message):
         gallery_uid: _builtins.str = ...,
         node_ids: _abc.Iterable[_builtins.str] | None = ...,
         required_features: _abc.Iterable[_builtins.str] | None = ...,
+        gallery_lives: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery_uid", b"gallery_uid", "node_ids", b"node_ids", "required_features", b"required_features", "shard_id", b"shard_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gallery_lives", b"gallery_lives", "gallery_uid", b"gallery_uid", "node_ids", b"node_ids", "required_features", b"required_features", "shard_id", b"shard_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,6 +514,15 @@ class LogRecord(_message.Message):
 
         TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
         SUBJECT_IDS_FIELD_NUMBER: _builtins.int
+        BOUNDED_FIELD_NUMBER: _builtins.int
+        FIRST_FIELD_NUMBER: _builtins.int
+        LAST_FIELD_NUMBER: _builtins.int
+        bounded: _builtins.bool
+        """Of a record that was brought in from another shard: only subjects of that shard's range are
+        erased. Another source may have the same template ids.
+        """
+        first: _builtins.int
+        last: _builtins.int
         @_builtins.property
         def template_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
         @_builtins.property
@@ -422,10 +532,63 @@ class LogRecord(_message.Message):
             *,
             template_ids: _abc.Iterable[_builtins.str] | None = ...,
             subject_ids: _abc.Iterable[_builtins.str] | None = ...,
+            bounded: _builtins.bool = ...,
+            first: _builtins.int = ...,
+            last: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["subject_ids", b"subject_ids", "template_ids", b"template_ids"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bounded", b"bounded", "first", b"first", "last", b"last", "subject_ids", b"subject_ids", "template_ids", b"template_ids"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Load(_message.Message):
+        """Segments of a bulk load. They were stored, and checked, before the record was written."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        @_typing.final
+        class Segment(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            SHA256_FIELD_NUMBER: _builtins.int
+            ROWS_COUNT_FIELD_NUMBER: _builtins.int
+            UNCHANGED_FIELD_NUMBER: _builtins.int
+            UNCHANGED_COUNT_FIELD_NUMBER: _builtins.int
+            sha256: _builtins.bytes
+            """Of the segment object shards/<shard>/segments/<sha256>."""
+            rows_count: _builtins.int
+            unchanged: _builtins.bytes
+            """Rows of it that were there already, with the same vector: a bitmap, bit i%8 of byte i/8.
+            They count as erased from the beginning. Empty: none.
+            """
+            unchanged_count: _builtins.int
+            def __init__(
+                self,
+                *,
+                sha256: _builtins.bytes = ...,
+                rows_count: _builtins.int = ...,
+                unchanged: _builtins.bytes = ...,
+                unchanged_count: _builtins.int = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["rows_count", b"rows_count", "sha256", b"sha256", "unchanged", b"unchanged", "unchanged_count", b"unchanged_count"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        SEGMENTS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogRecord.Load.Segment]: ...
+        def __init__(
+            self,
+            *,
+            segments: _abc.Iterable[Global___LogRecord.Load.Segment] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["segments", b"segments"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,6 +598,9 @@ class LogRecord(_message.Message):
     WRITTEN_UNIX_MS_FIELD_NUMBER: _builtins.int
     ENROL_FIELD_NUMBER: _builtins.int
     ERASE_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    INHERITED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     request_id: _builtins.str
     request_digest: _builtins.bytes
@@ -444,6 +610,18 @@ class LogRecord(_message.Message):
     def enrol(self) -> Global___LogRecord.Enrol: ...
     @_builtins.property
     def erase(self) -> Global___LogRecord.Erase: ...
+    @_builtins.property
+    def load(self) -> Global___LogRecord.Load: ...
+    @_builtins.property
+    def source(self) -> Global___SourcePosition:
+        """Set where the record was brought in from another shard: how far that shard is in here now."""
+
+    @_builtins.property
+    def inherited(self) -> _containers.RepeatedCompositeFieldContainer[Global___InheritedRequest]:
+        """Enrolments that other shards carried out on keys which this one has now. What they enrolled is
+        here, unless it was erased since; when they come again, late, they must change nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -453,12 +631,15 @@ class LogRecord(_message.Message):
         written_unix_ms: _builtins.int = ...,
         enrol: Global___LogRecord.Enrol | None = ...,
         erase: Global___LogRecord.Erase | None = ...,
+        load: Global___LogRecord.Load | None = ...,
+        source: Global___SourcePosition | None = ...,
+        inherited: _abc.Iterable[Global___InheritedRequest] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["enrol", b"enrol", "erase", b"erase", "kind", b"kind"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["enrol", b"enrol", "erase", b"erase", "kind", b"kind", "load", b"load", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrol", b"enrol", "erase", b"erase", "kind", b"kind", "position", b"position", "request_digest", b"request_digest", "request_id", b"request_id", "written_unix_ms", b"written_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrol", b"enrol", "erase", b"erase", "inherited", b"inherited", "kind", b"kind", "load", b"load", "position", b"position", "request_digest", b"request_digest", "request_id", b"request_id", "source", b"source", "written_unix_ms", b"written_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["enrol", "erase"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["enrol", "erase", "load"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -478,6 +659,7 @@ class SegmentHeader(_message.Message):
     PQ_CODE_BYTES_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    LOAD_ID_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.str
     dim: _builtins.int
     rows_count: _builtins.int
@@ -493,6 +675,10 @@ class SegmentHeader(_message.Message):
     """How far the log had come when it was written. With the generation it makes the name one that is
     never used again, also not by the same primary: a deletion that is late hits nothing new.
     """
+    load_id: _builtins.str
+    """Of a bulk load: the load that wrote it, instead of generation and position, which are 0. An id
+    is used by one load only, so this too makes the name one that never comes again.
+    """
     @_builtins.property
     def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -506,10 +692,11 @@ class SegmentHeader(_message.Message):
         pq_code_bytes: _builtins.int = ...,
         generation: _builtins.int = ...,
         position: _builtins.int = ...,
+        load_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "dim", b"dim", "generation", b"generation", "position", b"position", "pq_code_bytes", b"pq_code_bytes", "required_features", b"required_features", "rows_count", b"rows_count", "shard_id", b"shard_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "dim", b"dim", "generation", b"generation", "load_id", b"load_id", "position", b"position", "pq_code_bytes", b"pq_code_bytes", "required_features", b"required_features", "rows_count", b"rows_count", "shard_id", b"shard_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -617,6 +804,9 @@ class Manifest(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     TEMPLATES_COUNT_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    INHERITED_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.str
     first: _builtins.int
     last: _builtins.int
@@ -639,6 +829,18 @@ class Manifest(_message.Message):
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___Manifest.Request]:
         """Requests remembered to make retries harmless, oldest first."""
 
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourcePosition]:
+        """How far other shards have been brought in, up to `position`, sorted by shard."""
+
+    @_builtins.property
+    def inherited(self) -> _containers.RepeatedCompositeFieldContainer[Global___InheritedRequest]:
+        """See LogRecord.inherited; oldest first."""
+
+    @_builtins.property
+    def journal(self) -> Global___JournalRef:
+        """The end of the erasure journal up to `position`. Unset: nothing was ever erased."""
+
     def __init__(
         self,
         *,
@@ -654,14 +856,256 @@ class Manifest(_message.Message):
         requests: _abc.Iterable[Global___Manifest.Request] | None = ...,
         digest: _builtins.bytes = ...,
         templates_count: _builtins.int = ...,
+        sources: _abc.Iterable[Global___SourcePosition] | None = ...,
+        inherited: _abc.Iterable[Global___InheritedRequest] | None = ...,
+        journal: Global___JournalRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["journal", b"journal", "log", b"log"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "dim", b"dim", "first", b"first", "generation", b"generation", "last", b"last", "log", b"log", "position", b"position", "requests", b"requests", "required_features", b"required_features", "segments", b"segments", "shard_id", b"shard_id", "templates_count", b"templates_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "dim", b"dim", "first", b"first", "generation", b"generation", "inherited", b"inherited", "journal", b"journal", "last", b"last", "log", b"log", "position", b"position", "requests", b"requests", "required_features", b"required_features", "segments", b"segments", "shard_id", b"shard_id", "sources", b"sources", "templates_count", b"templates_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Manifest: _TypeAlias = Manifest  # noqa: Y015
+
+@_typing.final
+class JournalRef(_message.Message):
+    """Names one object of an erasure journal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_POSITION_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    last_position: _builtins.int
+    """The last record that it speaks for."""
+    sha256: _builtins.bytes
+    """Of the whole object."""
+    def __init__(
+        self,
+        *,
+        last_position: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_position", b"last_position", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JournalRef: _TypeAlias = JournalRef  # noqa: Y015
+
+@_typing.final
+class ErasureJournal(_message.Message):
+    """An object journal/<gallery uid>/<shard>/<last position>-<sha256>: which ids were erased. It
+    outlives the log, so that a snapshot taken before can be restored without them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Erasure(_message.Message):
+        """One record of the log that erased. Ids are not kept, only their hashes: blake2b-128, keyed by
+        the gallery's uid, personal for subjects or templates, one after the other.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        POSITION_FIELD_NUMBER: _builtins.int
+        ERASED_UNIX_MS_FIELD_NUMBER: _builtins.int
+        SUBJECTS_FIELD_NUMBER: _builtins.int
+        TEMPLATES_FIELD_NUMBER: _builtins.int
+        position: _builtins.int
+        erased_unix_ms: _builtins.int
+        subjects: _builtins.bytes
+        templates: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            position: _builtins.int = ...,
+            erased_unix_ms: _builtins.int = ...,
+            subjects: _builtins.bytes = ...,
+            templates: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["erased_unix_ms", b"erased_unix_ms", "position", b"position", "subjects", b"subjects", "templates", b"templates"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
+    GALLERY_UID_FIELD_NUMBER: _builtins.int
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    PREDECESSOR_FIELD_NUMBER: _builtins.int
+    ERASURES_FIELD_NUMBER: _builtins.int
+    LAST_POSITION_FIELD_NUMBER: _builtins.int
+    CLOSING_FIELD_NUMBER: _builtins.int
+    gallery_uid: _builtins.str
+    shard_id: _builtins.str
+    last_position: _builtins.int
+    """The last record that this speaks for, whether it erased or not."""
+    closing: _builtins.bool
+    """The gallery was dropped: no record follows."""
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def predecessor(self) -> Global___JournalRef:
+        """The object before; this one speaks for all records behind it. Unset: for all from the first."""
+
+    @_builtins.property
+    def erasures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ErasureJournal.Erasure]: ...
+    def __init__(
+        self,
+        *,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
+        gallery_uid: _builtins.str = ...,
+        shard_id: _builtins.str = ...,
+        predecessor: Global___JournalRef | None = ...,
+        erasures: _abc.Iterable[Global___ErasureJournal.Erasure] | None = ...,
+        last_position: _builtins.int = ...,
+        closing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["predecessor", b"predecessor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closing", b"closing", "erasures", b"erasures", "gallery_uid", b"gallery_uid", "last_position", b"last_position", "predecessor", b"predecessor", "required_features", b"required_features", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ErasureJournal: _TypeAlias = ErasureJournal  # noqa: Y015
+
+@_typing.final
+class Snapshot(_message.Message):
+    """A snapshot's descriptor, snapshots/<gallery uid>/<snapshot id>-<sha256> in a snapshot repository:
+    what etcd said of a gallery at one revision, and the objects that this names.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Record(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        """Without the cluster's prefix."""
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Object(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        SHA256_FIELD_NUMBER: _builtins.int
+        SIZE_BYTES_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """Where it lay in the cluster's store. In the repository it is objects/<sha256>."""
+        sha256: _builtins.bytes
+        size_bytes: _builtins.int
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            sha256: _builtins.bytes = ...,
+            size_bytes: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    GALLERY_UID_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    CUT_REVISION_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    TEMPLATES_COUNT_MAX_FIELD_NUMBER: _builtins.int
+    PENDING_SHARD_IDS_FIELD_NUMBER: _builtins.int
+    snapshot_id: _builtins.str
+    gallery_uid: _builtins.str
+    created_unix_ms: _builtins.int
+    cut_revision: _builtins.int
+    """Revision of etcd that all records are of."""
+    templates_count_max: _builtins.int
+    """Templates in the manifests, and enrolments in the log behind them: no more than this."""
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Snapshot.Record]:
+        """Sorted by key."""
+
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___Snapshot.Object]:
+        """Sorted by name."""
+
+    @_builtins.property
+    def pending_shard_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Shards that were being filled from others at the cut. Nothing of them is in the snapshot, but the
+        journals of what they erase later matter to it.
+        """
+
+    def __init__(
+        self,
+        *,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
+        snapshot_id: _builtins.str = ...,
+        gallery_uid: _builtins.str = ...,
+        created_unix_ms: _builtins.int = ...,
+        cut_revision: _builtins.int = ...,
+        records: _abc.Iterable[Global___Snapshot.Record] | None = ...,
+        objects: _abc.Iterable[Global___Snapshot.Object] | None = ...,
+        templates_count_max: _builtins.int = ...,
+        pending_shard_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "cut_revision", b"cut_revision", "gallery_uid", b"gallery_uid", "objects", b"objects", "pending_shard_ids", b"pending_shard_ids", "records", b"records", "required_features", b"required_features", "snapshot_id", b"snapshot_id", "templates_count_max", b"templates_count_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class RepositoryMark(_message.Message):
+    """An object pending/<id> or deleting/<id> in a snapshot repository: somebody is at work in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    BEGUN_UNIX_MS_FIELD_NUMBER: _builtins.int
+    snapshot_id: _builtins.str
+    """The snapshot that is being made or deleted."""
+    begun_unix_ms: _builtins.int
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
+        snapshot_id: _builtins.str = ...,
+        begun_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_unix_ms", b"begun_unix_ms", "required_features", b"required_features", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepositoryMark: _TypeAlias = RepositoryMark  # noqa: Y015
 
 @_typing.final
 class CodebookHeader(_message.Message):
@@ -680,6 +1124,7 @@ class CodebookHeader(_message.Message):
     RESCORE_FACTOR_FIELD_NUMBER: _builtins.int
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    CODING_ERROR_FIELD_NUMBER: _builtins.int
     dim: _builtins.int
     nlist: _builtins.int
     pq_m: _builtins.int
@@ -690,6 +1135,8 @@ class CodebookHeader(_message.Message):
     rescore_factor: _builtins.int
     sample_count: _builtins.int
     seed: _builtins.int
+    coding_error: _builtins.float
+    """Mean of 1 - cosine between rows of the sample and what their codes say; 0: not measured."""
     @_builtins.property
     def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -704,10 +1151,11 @@ class CodebookHeader(_message.Message):
         rescore_factor: _builtins.int = ...,
         sample_count: _builtins.int = ...,
         seed: _builtins.int = ...,
+        coding_error: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "nlist", b"nlist", "nprobe", b"nprobe", "pq_bits", b"pq_bits", "pq_m", b"pq_m", "required_features", b"required_features", "rescore_factor", b"rescore_factor", "sample_count", b"sample_count", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coding_error", b"coding_error", "dim", b"dim", "nlist", b"nlist", "nprobe", b"nprobe", "pq_bits", b"pq_bits", "pq_m", b"pq_m", "required_features", b"required_features", "rescore_factor", b"rescore_factor", "sample_count", b"sample_count", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -742,3 +1190,310 @@ class StoredGallery(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StoredGallery: _TypeAlias = StoredGallery  # noqa: Y015
+
+@_typing.final
+class LoadPin(_message.Message):
+    """An object shards/<shard>/loads/<load id>-<sha256>: keeps a segment from being swept before a
+    record of the log names it. Stored before the segment, deleted when the load is committed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    LOAD_ID_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.str
+    load_id: _builtins.str
+    sha256: _builtins.bytes
+    """Of the segment object."""
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
+        shard_id: _builtins.str = ...,
+        load_id: _builtins.str = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load_id", b"load_id", "required_features", b"required_features", "sha256", b"sha256", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadPin: _TypeAlias = LoadPin  # noqa: Y015
+
+@_typing.final
+class OperationRecord(_message.Message):
+    """etcd: ops/<id>. A change of the shape of a gallery, advanced step by step by whoever drives it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[OperationRecord._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: OperationRecord._State.ValueType  # 0
+        STATE_RUNNING: OperationRecord._State.ValueType  # 1
+        STATE_PAUSED: OperationRecord._State.ValueType  # 2
+        """Waits for somebody to resume or abort it."""
+        STATE_ABORTING: OperationRecord._State.ValueType  # 3
+        """On its way back to where it began."""
+        STATE_DONE: OperationRecord._State.ValueType  # 4
+        STATE_ABORTED: OperationRecord._State.ValueType  # 5
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: OperationRecord.State.ValueType  # 0
+    STATE_RUNNING: OperationRecord.State.ValueType  # 1
+    STATE_PAUSED: OperationRecord.State.ValueType  # 2
+    """Waits for somebody to resume or abort it."""
+    STATE_ABORTING: OperationRecord.State.ValueType  # 3
+    """On its way back to where it began."""
+    STATE_DONE: OperationRecord.State.ValueType  # 4
+    STATE_ABORTED: OperationRecord.State.ValueType  # 5
+
+    @_typing.final
+    class Replicas(_message.Message):
+        """Where the copies of a shard shall be."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHARD_ID_FIELD_NUMBER: _builtins.int
+        NODE_IDS_FIELD_NUMBER: _builtins.int
+        shard_id: _builtins.str
+        @_builtins.property
+        def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """The first shall be the primary."""
+
+        def __init__(
+            self,
+            *,
+            shard_id: _builtins.str = ...,
+            node_ids: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["node_ids", b"node_ids", "shard_id", b"shard_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Split(_message.Message):
+        """Two shards shall take the place of one."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHARD_ID_FIELD_NUMBER: _builtins.int
+        AT_FIELD_NUMBER: _builtins.int
+        CHILD_IDS_FIELD_NUMBER: _builtins.int
+        shard_id: _builtins.str
+        at: _builtins.int
+        """First key of the upper one."""
+        @_builtins.property
+        def child_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        def __init__(
+            self,
+            *,
+            shard_id: _builtins.str = ...,
+            at: _builtins.int = ...,
+            child_ids: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "child_ids", b"child_ids", "shard_id", b"shard_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Merge(_message.Message):
+        """One shard shall take the place of neighbours."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHARD_IDS_FIELD_NUMBER: _builtins.int
+        CHILD_ID_FIELD_NUMBER: _builtins.int
+        child_id: _builtins.str
+        @_builtins.property
+        def shard_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        def __init__(
+            self,
+            *,
+            shard_ids: _abc.Iterable[_builtins.str] | None = ...,
+            child_id: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["child_id", b"child_id", "shard_ids", b"shard_ids"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    GALLERY_FIELD_NUMBER: _builtins.int
+    GALLERY_UID_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    STEP_UNIX_MS_FIELD_NUMBER: _builtins.int
+    FORMER_NODE_IDS_FIELD_NUMBER: _builtins.int
+    PLANNED_BYTES_FIELD_NUMBER: _builtins.int
+    PLANNED_S_FIELD_NUMBER: _builtins.int
+    operation_id: _builtins.str
+    gallery: _builtins.str
+    gallery_uid: _builtins.str
+    state: Global___OperationRecord.State.ValueType
+    step: _builtins.str
+    """Name of the step that comes next."""
+    cause: _builtins.str
+    """Why somebody wanted it, in words."""
+    note: _builtins.str
+    """What it waits for, or why it was paused or aborted, in words."""
+    created_unix_ms: _builtins.int
+    step_unix_ms: _builtins.int
+    """When the step was reached."""
+    planned_bytes: _builtins.int
+    """What the plan estimated."""
+    planned_s: _builtins.float
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def replicas(self) -> Global___OperationRecord.Replicas: ...
+    @_builtins.property
+    def split(self) -> Global___OperationRecord.Split: ...
+    @_builtins.property
+    def merge(self) -> Global___OperationRecord.Merge: ...
+    @_builtins.property
+    def former_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The copies of the shard before a change of replicas, to go back to; before a split or merge the
+        nodes that held the sources.
+        """
+
+    def __init__(
+        self,
+        *,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
+        operation_id: _builtins.str = ...,
+        gallery: _builtins.str = ...,
+        gallery_uid: _builtins.str = ...,
+        replicas: Global___OperationRecord.Replicas | None = ...,
+        split: Global___OperationRecord.Split | None = ...,
+        merge: Global___OperationRecord.Merge | None = ...,
+        state: Global___OperationRecord.State.ValueType = ...,
+        step: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        note: _builtins.str = ...,
+        created_unix_ms: _builtins.int = ...,
+        step_unix_ms: _builtins.int = ...,
+        former_node_ids: _abc.Iterable[_builtins.str] | None = ...,
+        planned_bytes: _builtins.int = ...,
+        planned_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "merge", b"merge", "replicas", b"replicas", "split", b"split"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "created_unix_ms", b"created_unix_ms", "former_node_ids", b"former_node_ids", "gallery", b"gallery", "gallery_uid", b"gallery_uid", "kind", b"kind", "merge", b"merge", "note", b"note", "operation_id", b"operation_id", "planned_bytes", b"planned_bytes", "planned_s", b"planned_s", "replicas", b"replicas", "required_features", b"required_features", "split", b"split", "state", b"state", "step", b"step", "step_unix_ms", b"step_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["replicas", "split", "merge"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___OperationRecord: _TypeAlias = OperationRecord  # noqa: Y015
+
+@_typing.final
+class OperationLock(_message.Message):
+    """etcd: oplocks/<shard>. The operation that may change this shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
+    operation_id: _builtins.str
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        operation_id: _builtins.str = ...,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation_id", b"operation_id", "required_features", b"required_features"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperationLock: _TypeAlias = OperationLock  # noqa: Y015
+
+@_typing.final
+class NodeMark(_message.Message):
+    """etcd: marks/<node>. What operators want of a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    MARKED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    draining: _builtins.bool
+    """Nothing shall be placed on it, and what it holds shall go elsewhere."""
+    marked_unix_ms: _builtins.int
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
+        node_id: _builtins.str = ...,
+        draining: _builtins.bool = ...,
+        marked_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "marked_unix_ms", b"marked_unix_ms", "node_id", b"node_id", "required_features", b"required_features"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeMark: _TypeAlias = NodeMark  # noqa: Y015
+
+@_typing.final
+class RebalancerSettings(_message.Message):
+    """etcd: rebalancer. How operations are run, and whether any are begun without being asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRED_FEATURES_FIELD_NUMBER: _builtins.int
+    AUTOMATIC_FIELD_NUMBER: _builtins.int
+    AT_ONCE_MAX_FIELD_NUMBER: _builtins.int
+    P99_LIMIT_MS_FIELD_NUMBER: _builtins.int
+    automatic: _builtins.bool
+    """Begin operations by itself."""
+    at_once_max: _builtins.int
+    """Operations at work at one time; 0: the default."""
+    p99_limit_ms: _builtins.int
+    """While the 99th percentile of search times is above this no further step is begun; 0: no limit."""
+    @_builtins.property
+    def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        required_features: _abc.Iterable[_builtins.str] | None = ...,
+        automatic: _builtins.bool = ...,
+        at_once_max: _builtins.int = ...,
+        p99_limit_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once_max", b"at_once_max", "automatic", b"automatic", "p99_limit_ms", b"p99_limit_ms", "required_features", b"required_features"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalancerSettings: _TypeAlias = RebalancerSettings  # noqa: Y015

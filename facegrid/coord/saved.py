@@ -1,4 +1,4 @@
-"""The last known topology on disk, so that a router can serve reads from a start without etcd.
+"""The last known keys of etcd on disk, so that a process can serve reads from a start without it.
 
 A cache of etcd and nothing more: a file that is absent or damaged costs nothing but that ability.
 Two lines: a header with version and sha256 of what follows, and the keys as JSON.

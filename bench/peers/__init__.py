@@ -1,0 +1,1 @@
+"""facegrid beside what people would use instead: `make bench-peers`."""

@@ -1,0 +1,1 @@
+"""Adapters: one small class for each system, imported by its own worker process only."""

@@ -1,0 +1,1 @@
+"""Changing the shape of a cluster under load: `make reshard-check`."""

@@ -1,0 +1,267 @@
+"""One shard's search for some probes, as far as it has come.
+
+It looks into the nearest lists, is told what the shards have found together, and goes on for the
+probes that need it (RFC 11). Probes of which one subject's rows crowd out the others are searched
+once more at the end, with more rows and lists each time.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from facegrid.tuning import Effort
+from facegrid.vectors import Float32, Int64, Probes
+from indexd.ann import exact, rescore
+from indexd.ann.effort import rows_to_rescore
+from indexd.ann.ivfpq import IvfPq, Scanned
+from indexd.ann.rescore import Hits, Ranked
+from indexd.ann.rows import Bool, Rows
+from indexd.ann.steps import Steps
+
+EXACT_SPARE = 16
+"""Rows rescored beyond k in the exact part, for rows that rounding puts in the wrong order."""
+NOTHING = np.float32(-np.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is looked for.
+
+    Attributes:
+        probes: m probes.
+        k: longest list wanted, at least 1.
+        threshold: lowest score wanted.
+    """
+
+    probes: Probes
+    k: int
+    threshold: float
+
+    def part(self, which: slice) -> "Wanted":
+        """Return it for some of the probes."""
+        return Wanted(self.probes.part(which), self.k, self.threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """The rows that have codes, and how hard they are searched."""
+
+    part: IvfPq
+    effort: Effort
+
+
+class Looking:
+    """One shard's search.
+
+    Args:
+        rows: of the shard.
+        coded: None where everything is searched exactly.
+        wanted: what is looked for.
+        nearest: int64 [m, n], the lists nearest to each probe; as many as the effort looks into.
+        rows_count: rows to search, the first ones.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        coded: Coded | None,
+        wanted: Wanted,
+        nearest: Int64,
+        *,
+        rows_count: int,
+    ) -> None:
+        probes_count = len(wanted.probes)
+        self._rows = rows
+        self._coded = coded if coded is not None and coded.part.count else None
+        self._wanted = wanted
+        self._nearest = nearest
+        self._count = rows_count
+        self._tail_first = 0 if self._coded is None else self._coded.part.count
+        # Read once: whoever erases meanwhile is looked for again at the end.
+        self._live = rows.live_bits() if rows.erased_count else None
+        self._steps: Steps | None = None
+        if self._coded is not None:
+            nlist = self._coded.part.codebook.nlist
+            self._steps = Steps(self._coded.effort, nlist, self._tail_first)
+        self._looked = np.zeros(probes_count, np.int64)
+        self._scanned = np.full(probes_count, self._count - self._tail_first, np.int64)
+        self._best = Scanned(
+            np.empty((probes_count, 0), np.int64), np.empty((probes_count, 0), np.float32)
+        )
+        self._keys: Int64 = np.empty((probes_count, 0), np.int64)
+        self._tail_all: Bool = np.zeros(probes_count, np.bool_)
+        self._bounding: Int64 = np.empty(0, np.int64)
+        self._hits: Hits | None = None
+
+    @property
+    def may_stop_early(self) -> bool:
+        """Tell whether there are lists left that some probes may need."""
+        return self._steps is not None and self._steps.first < self._steps.most
+
+    def begin(self) -> None:
+        """Look at the exact tail and into the first lists."""
+        probes = self._wanted.probes
+        tail, self._tail_all = self._tail(probes, times=1)
+        rows = [tail]
+        if self._steps is not None:
+            self._best = self._scan(np.arange(len(probes)), self._nearest[:, : self._steps.first])
+            self._looked[:] = self._steps.first
+            rows.append(self._best.rows)
+        self._keys = rescore.keys_of(self._rows, probes, np.concatenate(rows, axis=1))
+        self._keys.sort(axis=1)
+
+    def best(self) -> Float32:
+        """Return the scores of the best k subjects found so far, float32 [m, c]; -inf for none.
+
+        A search that stops because of one of them is made again when that one is erased.
+        """
+        ranked = rescore.ranked(self._keys)
+        kept = self._kept(ranked)
+        self._bounding = ranked.rows[kept]
+        return np.where(kept, ranked.scores, NOTHING)
+
+    def further(self, scores: Float32) -> bool:
+        """Look into more lists for the probes that need it; tell whether there was any.
+
+        Args:
+            scores: float32 [m], a row that does not score more than this is of no use.
+        """
+        if self._coded is None or self._steps is None:
+            return False
+        needed = self._steps.needed(scores)
+        which = np.flatnonzero(needed > self._looked)
+        if not len(which):
+            return False
+        before = self._looked[which]
+        until = self._steps.next(before, needed[which])
+        first, last = int(before.min()), int(until.max())
+        numbers = np.arange(first, last)
+        inside = (numbers >= before[:, None]) & (numbers < until[:, None])
+        lists = np.where(inside, self._nearest[which, first:last], -1)
+        self._take(which, self._scan(which, lists))
+        self._looked[which] = until
+        return True
+
+    def finish(self) -> None:
+        """Make the answer, fetching more candidates where one subject has many of them."""
+        probes, k, threshold = self._wanted.probes, self._wanted.k, self._wanted.threshold
+        asked = np.arange(len(probes))
+        keys, tail_all = self._keys, self._tail_all
+        coded_all = self._all_coded(self._best.rows, self._looked)
+        answers: list[tuple[Int64, Int64, Float32]] = []
+        times = 1
+        while len(asked):
+            ranked = rescore.ranked(keys)
+            kept = self._kept(ranked)
+            done = np.count_nonzero(kept, axis=1) >= k
+            done |= self._no_more_above(ranked, coded_all, tail_all)
+            kept &= done[:, None] & (ranked.scores >= threshold)
+            answers.append((asked[np.nonzero(kept)[0]], ranked.rows[kept], ranked.scores[kept]))
+            asked = asked[~done]
+            times *= 2
+            if len(asked):
+                keys, coded_all, tail_all = self._again(asked, times)
+        self._hits = self._gathered(answers)
+
+    @property
+    def hits(self) -> Hits:
+        """The answer."""
+        assert self._hits is not None, "finish first"
+        return self._hits
+
+    @property
+    def outdated(self) -> bool:
+        """Tell whether a row was erased that is in the answer, or for which the search stopped."""
+        erased = self._rows.erased
+        return bool(erased(self.hits.rows).any() or erased(self._bounding).any())
+
+    def _tail(self, probes: Probes, times: int) -> tuple[Int64, Bool]:
+        """Return the best rows of the exact tail, and for which probes there are no others."""
+        wanted = self._wanted.k * times + EXACT_SPARE
+        tail = exact.scan(self._rows, self._tail_first, self._count, probes=probes, wanted=wanted)
+        return tail, np.count_nonzero(tail >= 0, axis=1) < wanted
+
+    def _scan(self, which: Int64, lists: Int64, times: int = 1) -> Scanned:
+        """Return what looks best in lists, int64 [m, n], chosen for some probes, int64 [m]."""
+        assert self._coded is not None, "there are lists"
+        coded, wanted = self._coded.part, self._coded_wanted(times)
+        self._scanned[which] += coded.rows_in(lists)
+        return coded.scan(self._wanted.probes.part(which), lists, wanted, live=self._live)
+
+    def _coded_wanted(self, times: int) -> int:
+        assert self._coded is not None, "there are codes"
+        depth = self._coded.effort.depth
+        return min(rows_to_rescore(depth, self._wanted.k * times), self._tail_first)
+
+    def _take(self, which: Int64, scanned: Scanned) -> None:
+        """Add what further lists held, as far as it is among the best of all lists by its codes.
+
+        So nobody is rescored who would not have been, had all those lists been searched at once.
+        """
+        width = self._best.rows.shape[1]
+        rows = np.concatenate([self._best.rows[which], scanned.rows], axis=1)
+        likeness = np.concatenate([self._best.likeness[which], scanned.likeness], axis=1)
+        likeness = np.where(rows < 0, NOTHING, likeness)
+        order = np.argpartition(-likeness, width - 1, axis=1)[:, :width]
+        self._best.rows[which] = np.take_along_axis(rows, order, axis=1)
+        self._best.likeness[which] = np.take_along_axis(likeness, order, axis=1)
+        # What was there already has a score; the others are moved to the left.
+        new = np.where(order >= width, np.take_along_axis(rows, order, axis=1), -1)
+        new = -np.sort(-new, axis=1)[:, : int(np.count_nonzero(new >= 0, axis=1).max())]
+        added = np.full((len(self._keys), new.shape[1]), rescore.LAST, np.int64)
+        added[which] = rescore.keys_of(self._rows, self._wanted.probes.part(which), new)
+        self._keys = np.sort(np.concatenate([self._keys, added], axis=1), axis=1)
+
+    def _again(self, asked: Int64, times: int) -> tuple[Int64, Bool, Bool]:
+        """Search some probes anew by so many times the effort; return keys and what is whole."""
+        probes = self._wanted.probes.part(asked)
+        tail, tail_all = self._tail(probes, times)
+        if self._coded is None:
+            keys = rescore.keys_of(self._rows, probes, tail)
+            return np.sort(keys, axis=1), np.ones(len(asked), np.bool_), tail_all
+        part = self._coded.part
+        nprobe = min(self._coded.effort.nprobe * times, part.codebook.nlist)
+        self._scanned[asked] = self._count - self._tail_first
+        scanned = self._scan(asked, part.nearest(probes, nprobe), times)
+        keys = rescore.keys_of(self._rows, probes, np.concatenate([scanned.rows, tail], axis=1))
+        looked = np.full(len(asked), nprobe)
+        return np.sort(keys, axis=1), self._all_coded(scanned.rows, looked), tail_all
+
+    def _all_coded(self, rows: Int64, looked: Int64) -> Bool:
+        """Tell for which probes there are no other rows with codes than those found."""
+        if self._coded is None:
+            return np.ones(len(rows), np.bool_)
+        wanted = rows.shape[1]
+        few: Bool = np.count_nonzero(rows >= 0, axis=1) < wanted
+        everywhere: Bool = looked == self._coded.part.codebook.nlist
+        every: Bool = everywhere & (few | (wanted == self._tail_first))
+        return every
+
+    def _kept(self, ranked: Ranked) -> Bool:
+        """Mark the best row of each of the first k subjects that are not erased."""
+        rows = np.maximum(ranked.rows, 0)
+        erased, subjects = self._rows.erased(rows), self._rows.subjects(rows)
+        return rescore.keep(ranked, erased=erased, subjects=subjects, k=self._wanted.k)
+
+    def _no_more_above(self, ranked: Ranked, coded_all: Bool, tail_all: Bool) -> Bool:
+        """Tell, bool [m], for which probes fetching more would bring nothing at the threshold."""
+        below = (ranked.scores < self._wanted.threshold) & (ranked.rows >= 0)
+        in_tail = ranked.rows >= self._tail_first
+        coded_done = coded_all | (below & ~in_tail).any(axis=1)
+        tail_done = tail_all | (below & in_tail).any(axis=1)
+        done: Bool = coded_done & tail_done
+        return done
+
+    def _gathered(self, answers: list[tuple[Int64, Int64, Float32]]) -> Hits:
+        """Return the answers, probe number with row and score, in the order of the probes."""
+        probes_count = len(self._wanted.probes)
+        probe = np.concatenate([answer[0] for answer in answers] or [np.empty(0, np.int64)])
+        order = np.argsort(probe, kind="stable")
+        empty = np.empty(0)
+        return Hits(
+            counts=np.bincount(probe, minlength=probes_count).astype(np.int32),
+            rows=np.concatenate([a[1] for a in answers] or [empty.astype(np.int64)])[order],
+            scores=np.concatenate([a[2] for a in answers] or [empty.astype(np.float32)])[order],
+            scanned=self._scanned,
+            rows_count=self._count,
+        )

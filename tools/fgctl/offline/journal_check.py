@@ -1,0 +1,34 @@
+"""Checks erasure journals: every object, and that none is missing before another."""
+
+from collections.abc import Mapping, Sequence
+
+from facegrid.format.erasures import decode_journal, journal_name, parse_journal_name
+from fgctl.offline.findings import Objects
+
+
+async def check_journals(objects: Objects, names: Sequence[str], ends: Mapping[str, str]) -> None:
+    """Find what is damaged, exchanged or missing; findings go where the objects' do.
+
+    Args:
+        objects: the store.
+        names: of the journal objects to check.
+        ends: names of those that manifests lead to, and the manifests that say so.
+    """
+    needed = dict(ends)
+    for name in names:
+        journal = await objects.hashed(name, decode_journal)
+        parsed = parse_journal_name(name)
+        assert parsed is not None, "the inventory has sorted the names"
+        uid, shard_id, ref = parsed
+        if journal is None:
+            continue
+        found = (journal.gallery_uid, journal.shard_id, journal.last_position)
+        if found != (uid, shard_id, ref.last_position):
+            problem = f"it belongs to another place shard={journal.shard_id}"
+            objects.findings.problem(name, "OBJECT_SWAPPED", problem)
+        elif journal.predecessor is not None:
+            needed.setdefault(journal_name(shard_id, journal.predecessor), name)
+    for name, needed_by in sorted(needed.items()):
+        if name not in objects.names:
+            problem = f"erasure journal is missing; needed by {needed_by}"
+            objects.findings.problem(name, "OBJECT_MISSING", problem)

@@ -1,0 +1,1 @@
+"""Capacity planning: what a gallery needs, computed from what was measured on a machine."""

@@ -1,0 +1,294 @@
+"""Reads a calibration off the machine at hand: a cluster is started here, filled and asked.
+
+Everything is measured from outside, through the public API, as a client sees it. The vectors are
+random directions: what a search costs does not depend on where they point, as long as all rows are
+looked at, and of random directions all are.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import psutil
+
+import facegrid
+from facegrid import limits
+from facegrid.blob.open import open_store
+from facegrid.clock import Clock
+from facegrid.errors import UnavailableError
+from facegrid.vectors import Float32
+from fgctl import render
+from fgctl.local import processes
+from fgctl.local.cluster import LocalCluster
+from fgctl.local.plan import Wanted
+from fgctl.plan import host, readings
+from fgctl.plan.calibration import Calibration
+from fgctl.plan.readings import FEW, MANY, SPLIT, Readings, Sizes
+
+DIM: Final = 512
+SHARDS: Final = 4
+ROWS_PER_MINUTE: Final = 60_000
+ROWS_MIN: Final = 8_192
+FEW_SHARE: Final = 0.1
+PROBES: Final = (1, 8, 64, 256)
+WIDE_PROBES: Final = 64
+ID_BYTES: Final = 16
+TEN_SUBJECTS: Final = 13
+"""Templates of ten subjects."""
+CALLS_SHARE: Final = 0.4
+"""Of the time given, spent on calls; the rest goes into filling and starting."""
+ROUNDS_MIN: Final = 5
+ONES_PER_ROUND: Final = 8
+"""Calls with one probe, of which the tail is wanted, for one with each other number."""
+CPU_CALLS: Final = 100
+NODE: Final = "n1"
+TIMEOUT_S: Final = 120.0
+K: Final = 10
+
+
+def measured(*, minutes: float, seed: int, clock: Clock, quiet: bool) -> Calibration:
+    """Return what this machine does. The cluster is gone afterwards.
+
+    Raises:
+        UnavailableError: a process ended or did not get ready.
+    """
+    started_ms = clock.unix_ms()
+    with tempfile.TemporaryDirectory(prefix="facegrid-calibrate-") as folder:
+        run = _Run(Path(folder), sizes_for(minutes), seed=seed, clock=clock, quiet=quiet)
+        found = run.readings(minutes * 60 * CALLS_SHARE)
+    return readings.calibration(
+        found,
+        time=datetime.fromtimestamp(started_ms / 1000, UTC).isoformat(timespec="seconds"),
+        hardware=host.hardware(),
+        versions=host.versions(),
+        parameters={"minutes": minutes, "seed": seed, "templates": found.sizes.rows, "k": K},
+    )
+
+
+def sizes_for(minutes: float) -> Sizes:
+    """Return how many templates can be handled in the time given."""
+    many = max(ROWS_MIN, round(ROWS_PER_MINUTE * minutes))
+    many -= many % 2
+    return Sizes(
+        few_rows=max(limits.TRAIN_ROWS_MIN, round(many * FEW_SHARE)),
+        many_rows=many,
+        shards=SHARDS,
+        dim=DIM,
+        id_bytes=ID_BYTES,
+        templates_per_subject=TEN_SUBJECTS / 10,
+    )
+
+
+class _Run:
+    """One run on a cluster in a folder."""
+
+    def __init__(
+        self, folder: Path, sizes: Sizes, *, seed: int, clock: Clock, quiet: bool
+    ) -> None:
+        self._folder = folder / "cluster"
+        self._sizes = sizes
+        self._rng = np.random.default_rng(seed)
+        self._clock = clock
+        self._quiet = quiet
+        self._cluster = LocalCluster(self._folder, wanted=Wanted(nodes=1, search_threads=1))
+
+    def readings(self, calls_s: float) -> Readings:
+        """Fill, ask, restart; `calls_s` is the time for timed calls."""
+        with ExitStack() as stack:
+            self._tell("starting a cluster")
+            self._cluster.up()
+            stack.callback(self._down)
+            start_s = self._restarted_s()
+            with self._client() as client:
+                enrol_s = self._fill(client)
+            half_bytes = self._settled_bytes()
+            with self._client() as client:
+                enrol_s += self._fill_rest(client)
+            load_s = self._restarted_s()
+            with self._client() as client:
+                full_bytes = self._asked_bytes(client)
+                self._tell("timing calls")
+                timed = self._timed(client, calls_s)
+                router_call, router_probe, node_call = self._processor_times(client)
+            router_bytes = self._process("router1").memory_info().rss
+            segments = self._segments()
+            wide_s = self._wide(timed) if host.cores() > 1 else []
+        return Readings(
+            sizes=self._sizes,
+            calls_s=timed,
+            wide_s=wide_s,
+            wide_probes=WIDE_PROBES,
+            wide_threads=host.cores(),
+            half_bytes=half_bytes,
+            full_bytes=full_bytes,
+            router_bytes=router_bytes,
+            segments_bytes=segments[0],
+            start_s=start_s,
+            load_s=load_s,
+            enrol_s=enrol_s,
+            store_bytes_per_s=segments[1],
+            router_call_cpu_s=router_call,
+            router_probe_cpu_s=router_probe,
+            node_call_cpu_s=node_call,
+        )
+
+    def _down(self) -> None:
+        """Stop the cluster as it is by then."""
+        self._cluster.down()
+
+    def _fill(self, client: facegrid.Client) -> float:
+        """Create and fill the galleries, the large one by half; return what that half took."""
+        sizes = self._sizes
+        for name, shards in ((FEW, 1), (SPLIT, sizes.shards), (MANY, sizes.shards)):
+            client.create_gallery(
+                name, dim=sizes.dim, extractor="calibrate@1", shards=shards, train_at=0
+            )
+        self._enrol(client, FEW, 0, sizes.few_rows)
+        self._enrol(client, SPLIT, 0, sizes.few_rows)
+        took_s = self._enrol(client, MANY, 0, sizes.many_rows // 2)
+        for name in (FEW, SPLIT, MANY):
+            self._train(client, name)
+        return took_s
+
+    def _fill_rest(self, client: facegrid.Client) -> float:
+        """Enrol the other half and code all rows; return what enrolling took."""
+        took_s = self._enrol(client, MANY, self._sizes.many_rows // 2, self._sizes.many_rows)
+        self._train(client, MANY)
+        return took_s
+
+    def _enrol(self, client: facegrid.Client, name: str, first: int, last: int) -> float:
+        self._tell(f"enrolling {last - first:,} templates")
+        # Made beforehand, so that it takes no time from what is measured.
+        batches = list(self._batches(first, last))
+        started_s = self._clock.now_s()
+        client.enrol_stream(name, batches)
+        return self._clock.now_s() - started_s
+
+    def _batches(self, first: int, last: int) -> Iterator[facegrid.EnrolBatch]:
+        for begin in range(first, last, limits.ENROL_ROWS_MAX // 4):
+            rows = range(begin, min(begin + limits.ENROL_ROWS_MAX // 4, last))
+            yield facegrid.EnrolBatch(
+                template_ids=[f"t{row:0{ID_BYTES - 1}}" for row in rows],
+                subject_ids=[f"s{row * 10 // TEN_SUBJECTS:0{ID_BYTES - 1}}" for row in rows],
+                vectors=self._directions(len(rows)).astype(np.float16),
+            )
+
+    def _directions(self, count: int) -> Float32:
+        drawn = self._rng.standard_normal((count, self._sizes.dim), dtype=np.float32)
+        unit: Float32 = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        return unit
+
+    def _train(self, client: facegrid.Client, name: str) -> None:
+        self._tell(f"training {name}")
+        client.train(name)
+
+    def _timed(
+        self, client: facegrid.Client, budget_s: float
+    ) -> dict[tuple[str, int], list[float]]:
+        """Time calls to all galleries in turns, so that what disturbs meets all alike."""
+        probes = self._directions(max(PROBES))
+        kinds = [(name, count) for name in (FEW, SPLIT, MANY) for count in PROBES]
+        times: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
+        for kind in kinds:
+            self._call_s(client, *kind, probes)
+        end_s = self._clock.now_s() + budget_s
+        rounds = 0
+        while rounds < ROUNDS_MIN or self._clock.now_s() < end_s:
+            for name, count in kinds:
+                for _ in range(ONES_PER_ROUND if count == 1 else 1):
+                    times[name, count].append(self._call_s(client, name, count, probes))
+            rounds += 1
+        return times
+
+    def _call_s(self, client: facegrid.Client, name: str, count: int, probes: Float32) -> float:
+        started_s = self._clock.now_s()
+        client.identify(name, probes[:count], k=K)
+        return self._clock.now_s() - started_s
+
+    def _processor_times(self, client: facegrid.Client) -> tuple[float, float, float]:
+        """Return processor time: of the router for a call with one probe and for one probe more,
+        and of the node for a call.
+        """
+        probes = self._directions(WIDE_PROBES)
+
+        def used(count: int) -> tuple[float, float]:
+            before = self._cpu_s("router1"), self._cpu_s(NODE)
+            for _ in range(CPU_CALLS):
+                client.identify(FEW, probes[:count], k=K)
+            after = self._cpu_s("router1"), self._cpu_s(NODE)
+            router, node = (b - a for a, b in zip(before, after, strict=True))
+            return router / CPU_CALLS, node / CPU_CALLS
+
+        one, many = used(1), used(WIDE_PROBES)
+        return one[0], (many[0] - one[0]) / (WIDE_PROBES - 1), one[1]
+
+    def _wide(self, timed: dict[tuple[str, int], list[float]]) -> list[float]:
+        """Return times of calls to the large gallery when a search has all cores."""
+        self._tell("timing calls with all cores")
+        self._cluster.down()
+        wanted = Wanted(search_threads=host.cores())
+        self._cluster = LocalCluster(self._folder, wanted=wanted)
+        self._cluster.up()
+        probes = self._directions(WIDE_PROBES)
+        rounds = max(ROUNDS_MIN, len(timed[MANY, WIDE_PROBES]) // 2)
+        with self._client() as client:
+            times = [self._call_s(client, MANY, WIDE_PROBES, probes) for _ in range(rounds + 1)]
+        return times[1:]
+
+    def _settled_bytes(self) -> int:
+        """Start the node again and return its resident memory once it was asked."""
+        self._restarted_s()
+        with self._client() as client:
+            return self._asked_bytes(client)
+
+    def _asked_bytes(self, client: facegrid.Client) -> int:
+        probes = self._directions(max(PROBES))
+        for name in (FEW, SPLIT, MANY):
+            client.identify(name, probes, k=K)
+        return int(self._process(NODE).memory_info().rss)
+
+    def _restarted_s(self) -> float:
+        """Stop the node, so that all is in segments; start it; return what the start took."""
+        self._tell("starting the node again")
+        processes.stop([self._cluster.record.named(NODE)], grace_s=TIMEOUT_S)
+        started_s = self._clock.now_s()
+        self._cluster.start_node(NODE, timeout_s=TIMEOUT_S)
+        return self._clock.now_s() - started_s
+
+    def _segments(self) -> tuple[int, float]:
+        """Return the bytes of all segments, and how many are read in a second."""
+
+        async def read() -> tuple[int, float]:
+            store = open_store(self._cluster.record.store_in(self._cluster.directory))
+            names = [name for name in await store.list("shards/") if "/segments/" in name]
+            started_s = self._clock.now_s()
+            count = 0
+            for name in names:
+                count += len(await store.get(name))
+            return count, count / max(self._clock.now_s() - started_s, 1e-6)
+
+        return asyncio.run(read())
+
+    def _process(self, name: str) -> psutil.Process:
+        found = processes.find(self._cluster.record.named(name))
+        if found is None:
+            raise UnavailableError(f"{name} ended by itself", reason="PROCESS_ENDED")
+        return found
+
+    def _cpu_s(self, name: str) -> float:
+        times = self._process(name).cpu_times()
+        return float(times.user + times.system)
+
+    @contextmanager
+    def _client(self) -> Iterator[facegrid.Client]:
+        with facegrid.Client(self._cluster.router_targets, timeout_s=TIMEOUT_S) as client:
+            yield client
+
+    def _tell(self, what: str) -> None:
+        if not self._quiet:
+            render.show_note(what)

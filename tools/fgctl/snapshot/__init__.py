@@ -1,0 +1,1 @@
+"""Snapshots of galleries: docs/rfcs/0008-snapshots.md has the protocol."""

@@ -1,0 +1,469 @@
+"""Generates docs/dashboard.json, a dashboard for Grafana, or checks that it is up to date."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+DASHBOARD = Path("docs/dashboard.json")
+SOURCE = {"type": "prometheus", "uid": "${source}"}
+WIDTH, HEIGHT, COLUMNS = 8, 7, 3
+CALL = "facegrid_call_seconds_bucket"
+
+ROWS: list[tuple[str, list[tuple[str, str, list[tuple[str, str]]]]]] = [
+    (
+        "Searches and writes",
+        [
+            (
+                "Calls a second by method",
+                "reqps",
+                [("sum by (method) (rate(facegrid_calls_total[1m]))", "{{method}}")],
+            ),
+            (
+                "Calls that failed, by reason",
+                "reqps",
+                [
+                    (
+                        'sum by (code, reason) (rate(facegrid_calls_total{code!="OK"}[1m]))',
+                        "{{code}} {{reason}}",
+                    )
+                ],
+            ),
+            (
+                "Time of searches",
+                "s",
+                [
+                    (
+                        (
+                            f"histogram_quantile({share}, sum by (le)"
+                            f' (rate({CALL}{{method="IdentificationService/Identify"}}[1m])))'
+                        ),
+                        f"{share}",
+                    )
+                    for share in (0.5, 0.95, 0.99)
+                ],
+            ),
+            (
+                "Time of writes, 99 %",
+                "s",
+                [
+                    (
+                        (
+                            "histogram_quantile(0.99, sum by (le, method)"
+                            f' (rate({CALL}{{method=~"EnrolmentService/.*"}}[1m])))'
+                        ),
+                        "{{method}}",
+                    )
+                ],
+            ),
+            (
+                "Batches not whole or not confirmed",
+                "ops",
+                [
+                    ("sum(rate(facegrid_router_partial_batches_total[1m]))", "coverage below 1"),
+                    ("sum(rate(facegrid_router_unconfirmed_batches_total[1m]))", "unconfirmed"),
+                ],
+            ),
+            (
+                "Probes and batches a second",
+                "ops",
+                [
+                    ("sum(rate(facegrid_router_probes_total[1m]))", "probes"),
+                    ("sum(rate(facegrid_router_batches_total[1m]))", "batches"),
+                ],
+            ),
+            (
+                "Templates a second",
+                "ops",
+                [("sum by (change) (rate(facegrid_router_templates_total[1m]))", "{{change}}")],
+            ),
+            (
+                "Second copies asked",
+                "ops",
+                [("sum by (cause) (rate(facegrid_router_hedges_total[1m]))", "{{cause}}")],
+            ),
+            (
+                "Nodes as routers see them",
+                "s",
+                [("max by (node) (facegrid_router_node_seconds)", "{{node}}")],
+            ),
+            (
+                "Nodes passed over",
+                "short",
+                [("max by (node) (facegrid_router_node_failing)", "{{node}}")],
+            ),
+            (
+                "Searches under way at nodes",
+                "short",
+                [("sum by (node) (facegrid_router_node_calls)", "{{node}}")],
+            ),
+        ],
+    ),
+    (
+        "Searches in nodes",
+        [
+            (
+                "Probes that wait",
+                "short",
+                [("facegrid_node_search_waiting_probes", "{{instance}}")],
+            ),
+            (
+                "Probes and callers of one search",
+                "short",
+                [
+                    (
+                        (
+                            "sum(rate(facegrid_node_search_probes_total[1m]))"
+                            " / sum(rate(facegrid_node_search_batches_total[1m]))"
+                        ),
+                        "probes",
+                    ),
+                    (
+                        (
+                            "sum(rate(facegrid_node_search_calls_total[1m]))"
+                            " / sum(rate(facegrid_node_search_batches_total[1m]))"
+                        ),
+                        "callers",
+                    ),
+                ],
+            ),
+            (
+                "Wait for a search to begin",
+                "s",
+                [
+                    (
+                        (
+                            "sum by (instance) (rate(facegrid_node_search_wait_seconds_total[1m]))"
+                            " / sum by (instance) (rate(facegrid_node_search_calls_total[1m]))"
+                        ),
+                        "{{instance}}",
+                    )
+                ],
+            ),
+            (
+                "Callers not searched for",
+                "ops",
+                [
+                    (
+                        "sum by (cause) (rate(facegrid_node_search_unsearched_total[1m]))",
+                        "{{cause}}",
+                    )
+                ],
+            ),
+        ],
+    ),
+    (
+        "Shards",
+        [
+            (
+                "Copies by state",
+                "short",
+                [("sum by (role, state) (facegrid_node_shard_state)", "{{role}} {{state}}")],
+            ),
+            (
+                "Records that followers are behind",
+                "short",
+                [
+                    (
+                        "facegrid_node_shard_lag_records > 0",
+                        "{{shard}} {{instance}}",
+                    )
+                ],
+            ),
+            (
+                "Copies that are not confirmed",
+                "short",
+                [("facegrid_node_shard_confirmed == 0", "{{shard}} {{instance}}")],
+            ),
+            (
+                "Oldest confirmation by node",
+                "s",
+                [
+                    (
+                        "max by (instance) (facegrid_node_shard_confirmed_age_seconds < Inf)",
+                        "{{instance}}",
+                    )
+                ],
+            ),
+            (
+                "Templates by gallery",
+                "short",
+                [
+                    (
+                        (
+                            "sum by (gallery) (max by (gallery, shard)"
+                            " (facegrid_node_shard_templates))"
+                        ),
+                        "{{gallery}}",
+                    ),
+                    (
+                        (
+                            "sum by (gallery) (max by (gallery, shard)"
+                            " (facegrid_node_shard_indexed_templates))"
+                        ),
+                        "{{gallery}}, indexed",
+                    ),
+                ],
+            ),
+            (
+                "Erased rows in memory",
+                "short",
+                [("sum by (instance) (facegrid_node_shard_erased_templates)", "{{instance}}")],
+            ),
+            (
+                "Memory of rows by node",
+                "bytes",
+                [("sum by (instance) (facegrid_node_shard_memory_bytes)", "{{instance}}")],
+            ),
+            (
+                "Records a second",
+                "ops",
+                [
+                    (
+                        (
+                            "sum by (gallery) (max by (gallery, shard)"
+                            " (deriv(facegrid_node_shard_position[1m])))"
+                        ),
+                        "{{gallery}}",
+                    )
+                ],
+            ),
+            (
+                "Segments by node",
+                "short",
+                [("sum by (instance) (facegrid_node_shard_segments)", "{{instance}}")],
+            ),
+            (
+                "Flushes a minute",
+                "short",
+                [("60 * sum(rate(facegrid_node_flushes_total[5m]))", "flushes")],
+            ),
+            (
+                "Takeovers and generations",
+                "short",
+                [
+                    ("sum(increase(facegrid_node_takeovers_total[5m]))", "takeovers"),
+                    ("sum(changes(facegrid_node_shard_generation[5m]))", "generations"),
+                ],
+            ),
+        ],
+    ),
+    (
+        "Maps and operations",
+        [
+            (
+                "Operations by state and step",
+                "short",
+                [
+                    (
+                        "sum by (state, step) (facegrid_router_operations)",
+                        "{{state}} {{step}}",
+                    )
+                ],
+            ),
+            (
+                "Shards by gallery",
+                "short",
+                [("max by (gallery, state) (facegrid_router_shards)", "{{gallery}} {{state}}")],
+            ),
+            (
+                "Map versions that processes are behind",
+                "short",
+                [
+                    (
+                        (
+                            "max by (gallery) (facegrid_router_map_version) - on (gallery)"
+                            " min by (gallery) (facegrid_node_map_version)"
+                        ),
+                        "{{gallery}}",
+                    )
+                ],
+            ),
+            (
+                "Begun anew by a newer map",
+                "ops",
+                [
+                    ("sum(rate(facegrid_router_map_restarts_total[1m]))", "searches"),
+                    ("sum(rate(facegrid_router_writes_divided_anew_total[1m]))", "writes"),
+                ],
+            ),
+            (
+                "etcd in reach",
+                "short",
+                [
+                    ("facegrid_router_etcd_reachable", "router {{instance}}"),
+                    ("facegrid_node_etcd_reachable", "node {{instance}}"),
+                    ("facegrid_router_view_confirmed", "confirmed {{instance}}"),
+                ],
+            ),
+            (
+                "Age of what etcd told",
+                "s",
+                [
+                    ("facegrid_router_view_age_seconds", "router {{instance}}"),
+                    ("facegrid_node_view_age_seconds", "node {{instance}}"),
+                ],
+            ),
+            (
+                "Nodes registered",
+                "short",
+                [("max(facegrid_router_nodes_registered)", "nodes")],
+            ),
+        ],
+    ),
+    (
+        "Canaries",
+        [
+            (
+                "Profiles that miss more than they may",
+                "short",
+                [("facegrid_node_canary_alarm == 1", "{{gallery}} {{profile}} {{instance}}")],
+            ),
+            (
+                "Share of mates missed",
+                "percentunit",
+                [
+                    (
+                        (
+                            "sum by (gallery, profile)"
+                            " (increase(facegrid_node_canary_misses_total[1h])) /"
+                            " sum by (gallery, profile)"
+                            " (increase(facegrid_node_canary_mates_total[1h]))"
+                        ),
+                        "{{gallery}} {{profile}}",
+                    )
+                ],
+            ),
+            (
+                "Probes compared, and given up, an hour",
+                "short",
+                [
+                    (
+                        (
+                            "sum by (gallery, profile)"
+                            " (increase(facegrid_node_canary_probes_total[1h]))"
+                        ),
+                        "{{gallery}} {{profile}}",
+                    ),
+                    ("sum(increase(facegrid_node_canary_given_up_total[1h]))", "given up"),
+                ],
+            ),
+            (
+                "Share of a core for canaries",
+                "percentunit",
+                [("rate(facegrid_node_canary_seconds_total[5m])", "{{instance}}")],
+            ),
+            (
+                "Error of recent codes through that at training",
+                "short",
+                [("max by (gallery) (facegrid_node_coding_error_ratio)", "{{gallery}}")],
+            ),
+        ],
+    ),
+    (
+        "Processes",
+        [
+            (
+                "Memory",
+                "bytes",
+                [
+                    ("process_resident_memory_bytes", "{{instance}}"),
+                    ("process_virtual_memory_bytes", "{{instance}}, address space"),
+                ],
+            ),
+            (
+                "Processors in use",
+                "short",
+                [("rate(process_cpu_seconds_total[1m])", "{{instance}}")],
+            ),
+            (
+                "Open files, share of the limit",
+                "percentunit",
+                [("process_open_fds / process_max_fds", "{{instance}}")],
+            ),
+            (
+                "Versions",
+                "short",
+                [("count by (process, version) (facegrid_build_info)", "{{process}} {{version}}")],
+            ),
+            (
+                "Running since",
+                "s",
+                [("time() - process_start_time_seconds", "{{instance}}")],
+            ),
+        ],
+    ),
+]
+"""Rows: title and panels. Panels: title, unit, and queries with their legends."""
+
+
+def dashboard() -> dict[str, Any]:
+    """Return the dashboard as Grafana imports it."""
+    panels: list[dict[str, Any]] = []
+    top = 0
+    for title, row in ROWS:
+        place = {"h": 1, "w": WIDTH * COLUMNS, "x": 0, "y": top}
+        panels.append({"type": "row", "title": title, "gridPos": place, "panels": []})
+        top += 1
+        for number, (name, unit, queries) in enumerate(row):
+            x, y = number % COLUMNS * WIDTH, top + number // COLUMNS * HEIGHT
+            panels.append(panel(name, unit, queries, {"h": HEIGHT, "w": WIDTH, "x": x, "y": y}))
+        top += -(-len(row) // COLUMNS) * HEIGHT
+    for number, one in enumerate(panels, 1):
+        one["id"] = number
+    return {
+        "title": "facegrid",
+        "uid": "facegrid",
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "10s",
+        "time": {"from": "now-30m", "to": "now"},
+        "templating": {
+            "list": [
+                {"name": "source", "label": "source", "type": "datasource", "query": "prometheus"}
+            ]
+        },
+        "panels": panels,
+    }
+
+
+def panel(
+    title: str, unit: str, queries: list[tuple[str, str]], place: dict[str, int]
+) -> dict[str, Any]:
+    """Return a panel of lines over time."""
+    return {
+        "type": "timeseries",
+        "title": title,
+        "datasource": SOURCE,
+        "gridPos": place,
+        "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
+        "targets": [
+            {
+                "refId": chr(ord("A") + number),
+                "datasource": SOURCE,
+                "expr": query,
+                "legendFormat": legend,
+            }
+            for number, (query, legend) in enumerate(queries)
+        ],
+    }
+
+
+def text() -> str:
+    """Return the file."""
+    return json.dumps(dashboard(), indent=1) + "\n"
+
+
+def main() -> None:
+    """Write the file, or say that it is old."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only compare")
+    if not parser.parse_args().check:
+        DASHBOARD.write_text(text(), encoding="utf-8")
+    elif DASHBOARD.read_text(encoding="utf-8") != text():
+        sys.exit("docs/dashboard.json is old: run tools/generate_dashboard.py")
+
+
+if __name__ == "__main__":
+    main()
