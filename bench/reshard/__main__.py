@@ -45,7 +45,7 @@ LOAD_PAUSE_S: Final = 0.15
 """So that the cores are not full at rest: else every search shows all that is done besides."""
 P99_RATIO_NEED: Final = 1.3
 GAP_S_NEED: Final = 1.0
-NODE_SETTINGS: Final = {"LEASE_TTL_S": "4", "TAKEOVER_AFTER_S": "1", "ERASED_REWRITE_S": "20"}
+NODE_SETTINGS: Final = {"LEASE_TTL_S": "8", "TAKEOVER_AFTER_S": "1", "ERASED_REWRITE_S": "20"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,10 +54,11 @@ class AdminService(OperationRpcs):
         call = call_context(context, self._clock)
         topology = self._watcher.topology
         age_s = self._watcher.age_s
-        answers = await self._lifecycle.statuses(
-            {*topology.nodes, *topology.addresses, *mapped(topology)}, deadline_s=call.deadline_s
-        )
         draining = await self._draining(call.deadline_s)
+        answers = await self._lifecycle.statuses(
+            {*topology.nodes, *topology.addresses, *mapped(topology), *draining},
+            deadline_s=call.deadline_s,
+        )
         return pb.ClusterStatusResponse(
             nodes=[
                 _node(topology, node_id, answer, draining=node_id in draining)

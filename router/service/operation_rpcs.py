@@ -99,7 +99,7 @@ class OperationRpcs(AdminServiceServicer):
     async def MarkNode(self, request: pb.MarkNodeRequest, context: Context) -> pb.MarkNodeResponse:
         call = call_context(context, self._clock)
         node_id = NodeId(request.node_id)
-        check_nodes([node_id], self._watcher.topology)
+        await self._check_nodes([node_id], call.deadline_s)
         await self._operate.register.mark(
             node_id, draining=request.draining, deadline_s=call.deadline_s
         )
@@ -123,7 +123,9 @@ class OperationRpcs(AdminServiceServicer):
     ) -> pb.PlanRebalanceResponse:
         call = call_context(context, self._clock)
         topology = self._watcher.topology
-        check_nodes([*request.lost_node_ids, *request.draining_node_ids], topology)
+        await self._check_nodes(
+            [*request.lost_node_ids, *request.draining_node_ids], call.deadline_s
+        )
         for one in request.replicas:
             check_replicas_count(one.replicas_count)
             if one.gallery not in topology.galleries:
@@ -163,6 +165,22 @@ class OperationRpcs(AdminServiceServicer):
             driver=await register.driver(deadline_s=call.deadline_s),
         )
 
+    async def _check_nodes(self, node_ids: Iterable[str], deadline_s: float) -> None:
+        """Raise NotFoundError for the first node that is not registered, that no map names, and
+        that bears no mark either. A node that was drained is stopped next, and a mark must go
+        away also from one that never comes back.
+        """
+        topology = self._watcher.topology
+        unknown = {*node_ids} - {*topology.nodes, *mapped(topology)}
+        if unknown:
+            unknown -= {*await self._operate.register.marks(deadline_s=deadline_s)}
+        for node_id in sorted(unknown):
+            raise NotFoundError(
+                f"no such node is registered, and no map names it node={node_id[:80]!r}",
+                reason="NODE_UNKNOWN",
+                node=node_id,
+            )
+
     async def _shown(self, operations: list[Operation], deadline_s: float) -> list[pb.Operation]:
         """Return operations as messages, with what nodes say of how far they have come."""
         progress = await self._operate.progress(operations, deadline_s=deadline_s)
@@ -181,18 +199,6 @@ def _changed(before: RebalancerSettings, request: pb.RebalancerRequest) -> Rebal
     if request.HasField("p99_limit_ms"):
         after = replace(after, p99_limit_ms=request.p99_limit_ms)
     return after
-
-
-def check_nodes(node_ids: Iterable[str], topology: Topology) -> None:
-    """Raise NotFoundError for the first node that is not registered and that no map names."""
-    known = {*topology.nodes, *mapped(topology)}
-    for node_id in node_ids:
-        if node_id not in known:
-            raise NotFoundError(
-                f"no such node is registered, and no map names it node={node_id[:80]!r}",
-                reason="NODE_UNKNOWN",
-                node=node_id,
-            )
 
 
 def check_replicas_count(count: int) -> None:

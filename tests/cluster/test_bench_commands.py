@@ -54,6 +54,7 @@ def test_soak(tmp_path: Path) -> None:
     assert written["growth"]["keys"] == {"first": 18.0, "last": 18.0, "share": 0.0}
 
 
+@pytest.mark.alone
 def test_failover(tmp_path: Path) -> None:
     options = ("--only", "n1,etcd", "--window-s", "1", "--lease-s", "4", "--rate", "20")
     lines, written = run("failover", *options, folder=tmp_path)
@@ -75,6 +76,7 @@ def test_recovery(tmp_path: Path) -> None:
     assert stopped["segment_bytes"] > 3000 * 512
 
 
+@pytest.mark.alone
 def test_reshard(tmp_path: Path) -> None:
     """What `make reshard-check` does, on less: every change of shape, and each answer compared."""
     options = ("--templates", "5000", "--rest-s", "2", "--rate", "10")

@@ -18,6 +18,7 @@ from facegrid.errors import (
     NotFoundError,
     PreconditionError,
 )
+from facegrid.format import operations
 from facegrid.format.records import encode_node
 from facegrid.ids import NodeId
 from facegrid.model import NodeInfo
@@ -292,6 +293,25 @@ async def test_a_node_is_marked_and_unmarked() -> None:
 
     assert found == [["n2"], ["n2"], [], []]
     assert refused.value.reason == "NODE_UNKNOWN"
+
+
+async def test_the_mark_of_a_node_that_is_away_is_shown_and_taken_away() -> None:
+    """Drained, stopped, and unmarked before it comes back, or because it never will."""
+    async with cluster(drive=False) as running:
+        client = await filled(running)
+        mark = operations.encode_mark(operations.NodeMark(NodeId("n9"), True, 1))
+        await running.coordinator.txn([], [Put(keys.mark(NodeId("n9")), mark)])
+        shown = next(node for node in (await client.status()).nodes if node.id == "n9")
+        planned = pb.PlanRebalanceRequest(draining_node_ids=["n9"])
+        await client.call(client.admin.PlanRebalance, planned)
+
+        await client.call(client.admin.MarkNode, pb.MarkNodeRequest(node_id="n9"))
+
+        after = [node.id for node in (await client.status()).nodes]
+        with pytest.raises(NotFoundError):
+            await client.call(client.admin.MarkNode, pb.MarkNodeRequest(node_id="n9"))
+    assert (shown.draining, shown.registered) == (True, False)
+    assert after == ["n1", "n2"]
 
 
 async def test_a_draining_node_is_emptied_by_what_rebalancing_proposes() -> None:
