@@ -21,7 +21,6 @@ from router.operate.rebalancing import AsIf, mapped
 from router.service.operations import action_of, to_wire_operation, to_wire_plan
 from router.service.rebalance import to_wire_proposal
 from router.topology.directory import unknown_gallery
-from router.topology.snapshot import Topology
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -299,7 +299,9 @@ async def test_the_mark_of_a_node_that_is_away_is_shown_and_taken_away() -> None
     """Drained, stopped, and unmarked before it comes back, or because it never will."""
     async with cluster(drive=False) as running:
         client = await filled(running)
-        mark = operations.encode_mark(operations.NodeMark(NodeId("n9"), True, 1))
+        mark = operations.encode_mark(
+            operations.NodeMark(NodeId("n9"), draining=True, marked_unix_ms=1)
+        )
         await running.coordinator.txn([], [Put(keys.mark(NodeId("n9")), mark)])
         shown = next(node for node in (await client.status()).nodes if node.id == "n9")
         planned = pb.PlanRebalanceRequest(draining_node_ids=["n9"])
