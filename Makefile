@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: setup proto proto-check lint test demo bench-quick bench bench-parts bench-peers chaos reshard-check clean
+.PHONY: setup proto proto-check lint test demo bench-quick bench bench-parts bench-peers gpu-check chaos reshard-check clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +31,10 @@ lint: setup
 
 test: lint
 	tests/all.sh $(BIN)/python $(WORKERS)
+
+# What needs a GPU, where the environment has facegrid[gpu]; elsewhere it says why it is skipped.
+gpu-check: setup
+	$(BIN)/python -m pytest -m gpu tests/conformance tests/unit
 
 bench-quick: setup
 	$(BIN)/python -m bench.quick

@@ -158,7 +158,17 @@ def scores(probes: Probes, codes: Int8, norms: Float64) -> Float32:
     rows = codes.astype(np.float32)
     pair = np.stack([probes.high, probes.low], axis=1)
     dots = np.matmul(pair, rows.transpose(0, 2, 1)).astype(np.float64)
-    exact = dots[:, 0] * PROBE_STEP + dots[:, 1]
-    cosine = exact / (probes.norm[:, None] * norms)
+    return scores_of(dots[:, 0] * PROBE_STEP + dots[:, 1], probes, norms)
+
+
+def scores_of(dots: Float64, probes: Probes, norms: Float64) -> Float32:
+    """Return float32 [m, r]: the scores that belong to exact products.
+
+    Args:
+        dots: float64 [m, r], whole numbers: each probe, as 128 * high + low, times its rows.
+        probes: m probes.
+        norms: float64 [m, r], of the rows.
+    """
+    cosine = dots / (probes.norm[:, None] * norms)
     rounded: Float32 = np.clip(cosine, -1.0, 1.0).astype(np.float32)
     return rounded

@@ -28,6 +28,8 @@ from facegrid.rpc.server import RpcServer
 from facegrid.settings import effective
 from facegrid.telemetry.log import Logger, get_logger
 from facegrid.telemetry.metrics import Metrics
+from indexd.ann.gpu.engine import GpuEngine
+from indexd.ann.gpu.open import open_devices
 from indexd.ann.self_test import self_test
 from indexd.ann.threads import be_last, set_threads
 from indexd.ann.train import lists_fit
@@ -52,7 +54,7 @@ from indexd.replica.tuner import Tuner, TunerPorts
 from indexd.replica.view import View
 from indexd.replica.writer import ShardWriter
 from indexd.service.device import Device
-from indexd.service.metrics import NodeMetrics, SearchMetrics
+from indexd.service.metrics import DeviceMetrics, NodeMetrics, SearchMetrics
 from indexd.service.shard_service import ServicePorts, ShardService
 from indexd.settings import IndexdSettings
 
@@ -73,9 +75,12 @@ class Ground:
 class Server:
     """One node process."""
 
-    def __init__(self, settings: IndexdSettings, on: Ground, view: View) -> None:
+    def __init__(
+        self, settings: IndexdSettings, on: Ground, view: View, devices: GpuEngine | None = None
+    ) -> None:
         store, coord, clock = on.store, on.coord, on.clock
         self._settings = settings
+        self._devices = devices
         self._coord = coord
         self._logger: Logger = get_logger("indexd").bind(node=settings.node_id)
         self._claimant = Claimant(NodeId(settings.node_id), _new_uuid())
@@ -147,12 +152,15 @@ class Server:
                 canaries=self._canaries,
                 tuner=tuner,
                 measure_thread=self._measure_thread,
+                devices=self._devices,
             ),
             self._node,
             trainer,
         )
         if self._metrics is not None:
             self._metrics.add(SearchMetrics(service.scheduler))
+            if self._devices is not None:
+                self._metrics.add(DeviceMetrics(self._devices))
         add_ShardServiceServicer_to_server(service, self._rpc.server)
         self._rpc.publish([SERVICE])
 
@@ -250,6 +258,8 @@ class Server:
             await self._pool.aclose()
             await self._coord.aclose()
             self._device.shutdown()
+            if self._devices is not None:
+                self._devices.close()
             self._build_thread.shutdown()
             self._canary_thread.shutdown()
             self._measure_thread.shutdown()
@@ -260,16 +270,18 @@ async def serve(settings: IndexdSettings) -> None:
     """Check what the node depends on, then serve.
 
     Raises:
-        UnavailableError: etcd, the store or the address cannot be reached; the message says which.
+        UnavailableError: etcd, the store, the address or a device cannot be reached; the message
+            says which.
         InvalidError: a setting names something that does not exist.
     """
     self_test()
+    devices = open_devices(settings.device, get_logger("indexd").bind(node=settings.node_id))
     store = open_store(settings.store)
     clock = SystemClock()
     coord = settings.coordinator(clock)
     try:
         view = await first_view(settings, coord)
-        server = Server(settings, ground(settings, store, coord, clock), view)
+        server = Server(settings, ground(settings, store, coord, clock), view, devices)
         await server.run()
     finally:
         await coord.aclose()

@@ -38,6 +38,11 @@ class IndexdSettings(EtcdSettings):
         description="seconds after which an unlisted node's shards are taken over; 0: never",
     )
     lease_ttl_s: int = Field(10, ge=4, le=600, description="seconds until a lost node is unlisted")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|gpu:\d{1,3}(,gpu:\d{1,3})*)$",
+        description="where to search: auto (all GPUs there are), cpu, or GPUs as gpu:0,gpu:1",
+    )
     search_threads: int = Field(
         0, ge=0, description="threads that search, of all searches together; 0: one for each core"
     )

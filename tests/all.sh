@@ -28,8 +28,8 @@ export -f yielding
 setsid bash -c 'yielding "$@"' yielding "$python" -m pytest tests/sim >"$report" 2>&1 &
 simulation=$!
 status=0
-"$python" -m pytest -m alone tests/unit tests/chaos tests/cluster || status=1
-"$python" -m pytest -m "not alone" --ignore=tests/sim --ignore=tests/tidy \
+"$python" -m pytest -m "alone and not gpu" tests/unit tests/chaos tests/cluster || status=1
+"$python" -m pytest -m "not alone and not gpu" --ignore=tests/sim --ignore=tests/tidy \
     -n "$workers" --dist loadscope --no-loadscope-reorder || status=1
 wait "$simulation" || status=1
 simulation=

@@ -154,6 +154,59 @@ ROWS: list[tuple[str, list[tuple[str, str, list[tuple[str, str]]]]]] = [
         ],
     ),
     (
+        "GPUs",
+        [
+            (
+                "Memory of a GPU that shards take",
+                "percentunit",
+                [
+                    (
+                        (
+                            "facegrid_node_device_memory_bytes"
+                            " / facegrid_node_device_memory_limit_bytes"
+                        ),
+                        "{{instance}} {{device}}",
+                    )
+                ],
+            ),
+            (
+                "Shards on a GPU",
+                "short",
+                [
+                    ("facegrid_node_device_shards", "{{instance}} {{device}}"),
+                    ("facegrid_node_device_lost > 0", "{{instance}} {{device}} lost"),
+                ],
+            ),
+            (
+                "Batches of a GPU",
+                "ops",
+                [
+                    (
+                        (
+                            "sum by (instance, device)"
+                            " (rate(facegrid_node_device_searches_total[1m]))"
+                        ),
+                        "{{instance}} {{device}}",
+                    ),
+                    (
+                        (
+                            "sum by (instance, device)"
+                            " (rate(facegrid_node_device_failures_total[1m]))"
+                        ),
+                        "{{instance}} {{device}} failed",
+                    ),
+                    (
+                        (
+                            "sum by (instance, device)"
+                            " (rate(facegrid_node_device_shards_left_total[1m]))"
+                        ),
+                        "{{instance}} {{device}} shards left",
+                    ),
+                ],
+            ),
+        ],
+    ),
+    (
         "Shards",
         [
             (

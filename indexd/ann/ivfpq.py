@@ -85,6 +85,11 @@ class IvfPq:
         self._index = index
 
     @property
+    def nlist(self) -> int:
+        """Lists."""
+        return self.codebook.nlist
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of codes and row numbers."""
         return self.count * (self.codebook.pq_m // 2 + 8)

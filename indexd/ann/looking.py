@@ -6,6 +6,7 @@ once more at the end, with more rows and lists each time.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -13,9 +14,9 @@ from facegrid.tuning import Effort
 from facegrid.vectors import Float32, Int64, Probes
 from indexd.ann import exact, rescore
 from indexd.ann.effort import rows_to_rescore
-from indexd.ann.ivfpq import IvfPq, Scanned
+from indexd.ann.ivfpq import Scanned
 from indexd.ann.rescore import Hits, Ranked
-from indexd.ann.rows import Bool, Rows
+from indexd.ann.rows import Bool, Rows, UInt8
 from indexd.ann.steps import Steps
 
 EXACT_SPARE = 16
@@ -31,22 +32,70 @@ class Wanted:
         probes: m probes.
         k: longest list wanted, at least 1.
         threshold: lowest score wanted.
+        exhaustive: whether all lists are wanted by whoever asks, not only by what was measured.
     """
 
     probes: Probes
     k: int
     threshold: float
+    exhaustive: bool = False
 
     def part(self, which: slice) -> "Wanted":
         """Return it for some of the probes."""
-        return Wanted(self.probes.part(which), self.k, self.threshold)
+        return Wanted(self.probes.part(which), self.k, self.threshold, self.exhaustive)
+
+
+class Part(Protocol):
+    """Rows 0 to count - 1, coded and in lists."""
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+
+    @property
+    def nlist(self) -> int:
+        """Lists."""
+
+    def nearest(self, probes: Probes, nprobe: int) -> Int64:
+        """Return the `nprobe` lists nearest to each probe, int64 [m, nprobe]."""
+
+    def rows_in(self, lists: Int64) -> Int64:
+        """Return how many rows the lists of each probe hold, int64 [m]; -1 stands for no list."""
+
+    def scan(self, probes: Probes, lists: Int64, wanted: int, *, live: UInt8 | None) -> Scanned:
+        """Return the `wanted` rows of each probe's lists that look best by their codes."""
+
+
+class Kernels(Protocol):
+    """What looks at rows themselves, exactly."""
+
+    def scan(self, first: int, last: int, *, probes: Probes, wanted: int) -> Int64:
+        """Return the `wanted` best of rows first to last - 1, as `indexd.ann.exact.scan` does."""
+
+    def keys_of(self, probes: Probes, candidates: Int64) -> Int64:
+        """Return what candidates sort by, as `indexd.ann.rescore.keys_of` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostKernels:
+    """The processor's."""
+
+    rows: Rows
+
+    def scan(self, first: int, last: int, *, probes: Probes, wanted: int) -> Int64:
+        """See `Kernels`."""
+        return exact.scan(self.rows, first, last, probes=probes, wanted=wanted)
+
+    def keys_of(self, probes: Probes, candidates: Int64) -> Int64:
+        """See `Kernels`."""
+        return rescore.keys_of(self.rows, probes, candidates)
 
 
 @dataclass(frozen=True, slots=True)
 class Coded:
     """The rows that have codes, and how hard they are searched."""
 
-    part: IvfPq
+    part: Part
     effort: Effort
 
 
@@ -59,6 +108,7 @@ class Looking:
         wanted: what is looked for.
         nearest: int64 [m, n], the lists nearest to each probe; as many as the effort looks into.
         rows_count: rows to search, the first ones.
+        kernels: what looks at rows; None: the processor.
     """
 
     def __init__(
@@ -69,8 +119,10 @@ class Looking:
         nearest: Int64,
         *,
         rows_count: int,
+        kernels: Kernels | None = None,
     ) -> None:
         probes_count = len(wanted.probes)
+        self._kernels = kernels or HostKernels(rows)
         self._rows = rows
         self._coded = coded if coded is not None and coded.part.count else None
         self._wanted = wanted
@@ -81,7 +133,7 @@ class Looking:
         self._live = rows.live_bits() if rows.erased_count else None
         self._steps: Steps | None = None
         if self._coded is not None:
-            nlist = self._coded.part.codebook.nlist
+            nlist = self._coded.part.nlist
             self._steps = Steps(self._coded.effort, nlist, self._tail_first)
         self._looked = np.zeros(probes_count, np.int64)
         self._scanned = np.full(probes_count, self._count - self._tail_first, np.int64)
@@ -107,7 +159,7 @@ class Looking:
             self._best = self._scan(np.arange(len(probes)), self._nearest[:, : self._steps.first])
             self._looked[:] = self._steps.first
             rows.append(self._best.rows)
-        self._keys = rescore.keys_of(self._rows, probes, np.concatenate(rows, axis=1))
+        self._keys = self._kernels.keys_of(probes, np.concatenate(rows, axis=1))
         self._keys.sort(axis=1)
 
     def best(self) -> Float32:
@@ -178,7 +230,7 @@ class Looking:
     def _tail(self, probes: Probes, times: int) -> tuple[Int64, Bool]:
         """Return the best rows of the exact tail, and for which probes there are no others."""
         wanted = self._wanted.k * times + EXACT_SPARE
-        tail = exact.scan(self._rows, self._tail_first, self._count, probes=probes, wanted=wanted)
+        tail = self._kernels.scan(self._tail_first, self._count, probes=probes, wanted=wanted)
         return tail, np.count_nonzero(tail >= 0, axis=1) < wanted
 
     def _scan(self, which: Int64, lists: Int64, times: int = 1) -> Scanned:
@@ -209,7 +261,7 @@ class Looking:
         new = np.where(order >= width, np.take_along_axis(rows, order, axis=1), -1)
         new = -np.sort(-new, axis=1)[:, : int(np.count_nonzero(new >= 0, axis=1).max())]
         added = np.full((len(self._keys), new.shape[1]), rescore.LAST, np.int64)
-        added[which] = rescore.keys_of(self._rows, self._wanted.probes.part(which), new)
+        added[which] = self._kernels.keys_of(self._wanted.probes.part(which), new)
         self._keys = np.sort(np.concatenate([self._keys, added], axis=1), axis=1)
 
     def _again(self, asked: Int64, times: int) -> tuple[Int64, Bool, Bool]:
@@ -217,13 +269,13 @@ class Looking:
         probes = self._wanted.probes.part(asked)
         tail, tail_all = self._tail(probes, times)
         if self._coded is None:
-            keys = rescore.keys_of(self._rows, probes, tail)
+            keys = self._kernels.keys_of(probes, tail)
             return np.sort(keys, axis=1), np.ones(len(asked), np.bool_), tail_all
         part = self._coded.part
-        nprobe = min(self._coded.effort.nprobe * times, part.codebook.nlist)
+        nprobe = min(self._coded.effort.nprobe * times, part.nlist)
         self._scanned[asked] = self._count - self._tail_first
         scanned = self._scan(asked, part.nearest(probes, nprobe), times)
-        keys = rescore.keys_of(self._rows, probes, np.concatenate([scanned.rows, tail], axis=1))
+        keys = self._kernels.keys_of(probes, np.concatenate([scanned.rows, tail], axis=1))
         looked = np.full(len(asked), nprobe)
         return np.sort(keys, axis=1), self._all_coded(scanned.rows, looked), tail_all
 
@@ -233,7 +285,7 @@ class Looking:
             return np.ones(len(rows), np.bool_)
         wanted = rows.shape[1]
         few: Bool = np.count_nonzero(rows >= 0, axis=1) < wanted
-        everywhere: Bool = looked == self._coded.part.codebook.nlist
+        everywhere: Bool = looked == self._coded.part.nlist
         every: Bool = everywhere & (few | (wanted == self._tail_first))
         return every
 

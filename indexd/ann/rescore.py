@@ -74,6 +74,11 @@ def keys_of(rows: Rows, probes: Probes, candidates: Int64) -> Int64:
         part = slice(begin, begin + step)
         wanted = np.maximum(candidates[part], 0)
         scores[part] = vectors.scores(probes.part(part), rows.codes(wanted), rows.norms(wanted))
+    return sort_keys(scores, candidates)
+
+
+def sort_keys(scores: Float32, candidates: Int64) -> Int64:
+    """Return what candidates of these scores sort by; LAST for none."""
     return np.where(candidates < 0, LAST, _keys(scores, candidates))
 
 

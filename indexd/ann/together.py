@@ -18,19 +18,37 @@ import numpy as np
 from facegrid.tuning import Effort
 from facegrid.vectors import Float32, Int64, Probes
 from indexd.ann.crew import ALONE, Crew
-from indexd.ann.ivfpq import IvfPq
-from indexd.ann.looking import Looking, Wanted
+from indexd.ann.looking import Looking, Part, Wanted
 from indexd.ann.rescore import Hits
 
 PIECE_PROBES_MIN: Final = 16
 """FastScan reads a list once for eleven probes; with fewer its speed falls."""
 
 
+class Nearest(Protocol):
+    """Tells which lists are nearest to a probe."""
+
+    def nearest(self, probes: Probes, nprobe: int) -> Int64:
+        """Return the `nprobe` lists nearest to each probe, int64 [m, nprobe], nearest first."""
+
+
+class CodedPart(Part, Protocol):
+    """Rows that have codes, in lists that other shards have too."""
+
+    @property
+    def codebook(self) -> object:
+        """What the lists are of: the same object for parts that share them."""
+
+    @property
+    def coarse(self) -> Nearest:
+        """What orders the lists for a probe."""
+
+
 class Searchable(Protocol):
     """What can be searched: the rows of one shard."""
 
     @property
-    def coded(self) -> IvfPq | None:
+    def coded(self) -> CodedPart | None:
         """The part that has codes; None: there is no codebook."""
 
     def effort(self, wanted: Effort | None) -> Effort | None:
@@ -131,11 +149,10 @@ def _nearest(
         if coded is None or effort is None:
             lists.append(nothing)
             continue
-        book = coded.codebook
-        nprobe = min(effort.nprobe, book.nlist)
+        nprobe = min(effort.nprobe, coded.nlist)
         # In order, unless all are looked into anyway.
-        ordered = bool(effort.steps) or nprobe < book.nlist
-        key = (id(book), ordered)
+        ordered = bool(effort.steps) or nprobe < coded.nlist
+        key = (id(coded.codebook), ordered)
         known = found.get(key, nothing)
         if known.shape[1] < nprobe:
             choose = coded.coarse.nearest if ordered else coded.nearest

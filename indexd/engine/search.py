@@ -1,6 +1,6 @@
 """Searches several shards for the same probes and merges what they found, in columns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -9,12 +9,15 @@ import numpy.typing as npt
 
 from facegrid.tuning import Effort, Profile, Tuning
 from facegrid.vectors import Float32, Int64, Probes
-from indexd.ann.crew import ALONE, Crew
 from indexd.ann.effort import effort_of
 from indexd.ann.looking import Wanted
+from indexd.ann.rescore import Hits
 from indexd.ann.together import Asked
 from indexd.ann.together import search as together
 from indexd.engine.state import ShardState
+
+Find = Callable[[Sequence[Asked], Wanted], list[Hits]]
+"""Searches shards, wherever they live."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,14 +99,16 @@ class Wish:
         return effort_of(codebook, state.codebook, self.profile, self.tuning)
 
 
-def search(states: Sequence[ShardState], probes: Probes, wish: Wish, crew: Crew = ALONE) -> Found:
+def search(
+    states: Sequence[ShardState], probes: Probes, wish: Wish, find: Find = together
+) -> Found:
     """Return the best subjects of each probe over all shards, by score, then subject id.
 
-    For the thread that owns the indexes; others help it. A subject lies in one shard, so no
-    subject comes twice.
+    For the thread that owns the indexes. A subject lies in one shard, so no subject comes twice.
     """
     asked = [Asked(state.index, wish.effort(state)) for state in states]
-    hits = together(asked, Wanted(probes, wish.k, wish.threshold), crew)
+    exhaustive = wish.profile is Profile.EXHAUSTIVE
+    hits = find(asked, Wanted(probes, wish.k, wish.threshold, exhaustive))
     numbers = np.arange(len(probes))
     every = _Entries(
         probe=np.concatenate([np.repeat(numbers, hit.counts) for hit in hits]),

@@ -6,6 +6,7 @@ from facegrid.api.shard.v1 import shard_service_pb2 as pb
 from facegrid.format import digest as digests
 from facegrid.tuning import Profile
 from facegrid.tuning_messages import to_profile_message
+from indexd.ann.gpu.unit import Unit
 from indexd.engine.state import ShardState
 from indexd.replica.primary import Primary
 from indexd.replica.shard_copy import Phase, ShardCopy
@@ -52,6 +53,21 @@ def shard_status(copy: ShardCopy, alarms: Sequence[Profile] = ()) -> pb.ShardSta
         ],
         stored_bytes=stored_bytes(state),
         canary_alarms=[to_profile_message(profile) for profile in alarms],
+    )
+
+
+def device_status(unit: Unit) -> pb.DeviceStatus:
+    """Describe a device."""
+    counts = unit.counts
+    return pb.DeviceStatus(
+        name=unit.name,
+        memory_total_bytes=unit.ledger.total_bytes,
+        memory_taken_bytes=unit.ledger.taken_bytes,
+        shards_count=unit.shards_count,
+        searches_count=counts.searches,
+        failures_count=counts.failures,
+        shards_left_count=counts.moved_away,
+        lost=unit.lost,
     )
 
 

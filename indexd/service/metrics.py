@@ -9,6 +9,7 @@ from prometheus_client.core import Metric
 from facegrid.clock import Clock
 from facegrid.coord import keys
 from facegrid.telemetry.metrics import Families, Spec
+from indexd.ann.gpu.engine import GpuEngine
 from indexd.replica.canaries import Canaries
 from indexd.replica.follower import Follower
 from indexd.replica.node import Node
@@ -21,6 +22,7 @@ HEARD_S_MAX: Final = 10.0
 """A watch tells of progress every few seconds; silence beyond this means etcd is out of reach."""
 SHARD: Final = ("gallery", "shard")
 PROFILE: Final = ("gallery", "profile")
+DEVICE: Final = ("device",)
 
 NODE_METRICS: Final = (
     Spec(
@@ -126,8 +128,52 @@ SEARCH_METRICS: Final = (
 )
 
 
+DEVICE_METRICS: Final = (
+    Spec("facegrid_node_device_memory_bytes", "gauge", "promised to shards", DEVICE),
+    Spec("facegrid_node_device_memory_limit_bytes", "gauge", "that shards may take", DEVICE),
+    Spec("facegrid_node_device_shards", "gauge", "shards that live on a device", DEVICE),
+    Spec("facegrid_node_device_searches_total", "counter", "batches searched", DEVICE),
+    Spec(
+        "facegrid_node_device_failures_total",
+        "counter",
+        "batches that the processor searched, since the device failed",
+        DEVICE,
+    ),
+    Spec(
+        "facegrid_node_device_shards_left_total",
+        "counter",
+        "shards that left a device since it failed or was full",
+        DEVICE,
+    ),
+    Spec("facegrid_node_device_lost", "gauge", "1: it failed for good", DEVICE),
+)
+
+
+class DeviceMetrics:
+    """Looks at the GPUs of a node."""
+
+    def __init__(self, devices: GpuEngine) -> None:
+        self._devices = devices
+
+    def __call__(self) -> Iterable[Metric]:
+        """Return all metrics as of now."""
+        families = Families(DEVICE_METRICS)
+        for unit in self._devices.units:
+            for name, value in (
+                ("memory_bytes", unit.ledger.taken_bytes),
+                ("memory_limit_bytes", unit.ledger.total_bytes),
+                ("shards", unit.shards_count),
+                ("searches_total", unit.counts.searches),
+                ("failures_total", unit.counts.failures),
+                ("shards_left_total", unit.counts.moved_away),
+                ("lost", unit.lost),
+            ):
+                families.add(f"facegrid_node_device_{name}", value, unit.name)
+        return families
+
+
 class SearchMetrics:
-    """Looks at what waits for a device and what it has done."""
+    """Looks at what waits for a search and what has been searched."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -26,9 +27,10 @@ from facegrid.rpc.context import call_context
 from facegrid.tuning import Profile
 from facegrid.tuning_messages import from_profile_message, to_profile_message
 from facegrid.vectors import Float32
+from indexd.ann.gpu.engine import GpuEngine
 from indexd.engine.batches import BatchLimits
 from indexd.engine.requests import EraseRequest, Outcome, WriteRequest
-from indexd.engine.search import Found, Wish
+from indexd.engine.search import Found, Wish, search
 from indexd.replica.canaries import Canaries
 from indexd.replica.fence import Claimant
 from indexd.replica.follower import Follower
@@ -40,7 +42,7 @@ from indexd.replica.spread import Spread
 from indexd.replica.trainer import Trainer
 from indexd.replica.tuner import Tuner
 from indexd.service import checks
-from indexd.service.describing import shard_status
+from indexd.service.describing import device_status, shard_status
 from indexd.service.map_version import map_version, telling_map
 from indexd.service.memory import memory
 from indexd.service.reshape_calls import ReshapeCalls
@@ -63,6 +65,7 @@ class ServicePorts:
     canaries: Canaries | None = None
     tuner: Tuner | None = None
     measure_thread: ThreadPoolExecutor | None = None
+    devices: GpuEngine | None = None
 
 
 class ShardService(ReshapeCalls, TuningCalls):
@@ -73,7 +76,12 @@ class ShardService(ReshapeCalls, TuningCalls):
         TuningCalls.__init__(self, ports.tuner, ports.measure_thread, ports.clock)
         self._ports = ports
         self._trainer = trainer
-        self.scheduler = Scheduler(ports.search_threads, ports.clock, ports.batching)
+        self.scheduler = Scheduler(
+            ports.search_threads,
+            ports.clock,
+            ports.batching,
+            search=search if ports.devices is None else partial(search, find=ports.devices.search),
+        )
 
     @override
     async def Append(self, request: pb.AppendRequest, context: Context) -> pb.AppendResponse:
@@ -308,7 +316,7 @@ class ShardService(ReshapeCalls, TuningCalls):
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
         """Describe the node and its shards."""
         del request, context
-        left = memory()
+        left, devices = memory(), self._ports.devices
         process = psutil.Process()
         used = process.cpu_times()
         return pb.StatusResponse(
@@ -321,6 +329,7 @@ class ShardService(ReshapeCalls, TuningCalls):
             memory_total_bytes=left.total_bytes,
             memory_available_bytes=left.available_bytes,
             zone=self._ports.zone,
+            devices=[] if devices is None else [device_status(one) for one in devices.units],
         )
 
     def _alarms(self, copy: ShardCopy) -> list[Profile]:

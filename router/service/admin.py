@@ -133,6 +133,7 @@ def _node(
         node.problem = answer.message
         return node
     node.shards.extend(answer.shards)
+    node.devices.extend(answer.devices)
     node.memory_bytes = answer.memory_bytes
     node.version = answer.version
     node.cpu_ms = answer.cpu_ms

@@ -1,9 +1,9 @@
-"""Whatever state a shard's index is in, it answers as brute force does.
+"""Whatever state a shard's index is in, wherever it is searched, it answers as brute force does.
 
 The codebooks here rescore every row, so that answers must agree in full: same rows, same bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +12,20 @@ import pytest
 from facegrid import vectors
 from facegrid.vectors import Float32, Int8, Int64, Probes
 from indexd.ann.codebook import Codebook
+from indexd.ann.gpu.engine import GpuEngine
 from indexd.ann.index import ShardIndex
+from indexd.ann.looking import Wanted
 from indexd.ann.rescore import Hits
+from indexd.ann.together import Asked
 from indexd.ann.train import train
+from tests.fakes.device_units import (
+    LOGGER,
+    gpu_unit,
+    played_unit,
+    settle,
+    small_sizes,
+    torch_arrays,
+)
 
 DIM = 64
 ROWS = 1500
@@ -56,6 +67,41 @@ def pruned(codebook: Codebook) -> Codebook:
     """Looks into one list of eight at first."""
     centroids = unit_rows(8, 4)
     return replace(codebook, nlist=8, nprobe=8, centroids=centroids)
+
+
+Search = Callable[[ShardIndex, Probes, int, float], Hits]
+
+
+@pytest.fixture(
+    scope="module",
+    params=["processor", "played device", pytest.param("gpu", marks=pytest.mark.gpu)],
+)
+def search(request: pytest.FixtureRequest) -> Iterator[Search]:
+    """Searches one shard; a device has brought all of it over before, and coded what it codes."""
+    if request.param == "processor":
+        yield ShardIndex.search
+        return
+    units = {
+        "played device": played_unit,
+        "torch": lambda: played_unit(torch_arrays()),
+        "gpu": gpu_unit,
+    }
+    engine = GpuEngine([units[request.param]()], LOGGER)
+
+    def on_device(index: ShardIndex, probes: Probes, k: int, threshold: float) -> Hits:
+        unit = engine.units[0]
+        if not unit.holds(index):
+            assert unit.admit(index)
+        settle(engine)
+        assert (unit.coded_count(index) > 0) == (index.codebook is not None)
+        before = unit.counts.searches
+        hits = engine.search([Asked(index)], Wanted(probes, k, threshold))[0]
+        assert unit.counts.searches == before + 1, "the processor searched"
+        return hits
+
+    with small_sizes():
+        yield on_device
+    engine.close()
 
 
 def filled(rows: Rows) -> ShardIndex:
@@ -136,14 +182,14 @@ def lists(hits: Hits) -> list[list[tuple[int, float]]]:
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize(("k", "threshold"), [(1, ALL), (10, ALL), (10, 0.25), (2048, ALL)])
 def test_answers_as_brute_force_does(
-    state: State, k: int, threshold: float, rows: Rows, codebook: Codebook
+    state: State, k: int, threshold: float, rows: Rows, codebook: Codebook, search: Search
 ) -> None:
     case = state(rows, codebook)
     probes = vectors.prepare_probes(
         np.concatenate([unit_rows(4, 9), vectors.dequantize(rows[0][[3, 20, 1499]])])
     )
 
-    found = lists(case.index.search(probes, k, threshold))
+    found = lists(search(case.index, probes, k, threshold))
 
     expected = [truth(case, probes.part(slice(i, i + 1)), k, threshold) for i in range(7)]
     assert found == expected
@@ -151,22 +197,22 @@ def test_answers_as_brute_force_does(
 
 @pytest.mark.parametrize("state", STATES)
 def test_one_probe_alone_gets_the_bits_it_gets_among_others(
-    state: State, rows: Rows, codebook: Codebook
+    state: State, rows: Rows, codebook: Codebook, search: Search
 ) -> None:
     index = state(rows, codebook).index
     probes = vectors.prepare_probes(unit_rows(64, 10))
 
-    together = lists(index.search(probes, 5, ALL))
+    together = lists(search(index, probes, 5, ALL))
 
-    alone = [lists(index.search(probes.part(slice(i, i + 1)), 5, ALL))[0] for i in range(64)]
+    alone = [lists(search(index, probes.part(slice(i, i + 1)), 5, ALL))[0] for i in range(64)]
     assert together == alone
 
 
-def test_all_states_give_the_same_answers(rows: Rows, codebook: Codebook) -> None:
+def test_all_states_give_the_same_answers(rows: Rows, codebook: Codebook, search: Search) -> None:
     probes = vectors.prepare_probes(unit_rows(20, 11))
 
     answers = [
-        lists(state(rows, codebook).index.search(probes, 10, ALL))
+        lists(search(state(rows, codebook).index, probes, 10, ALL))
         for state in [exact, trained, half_absorbed, loaded]
     ]
 
@@ -184,31 +230,31 @@ def test_coded_rows_come_back_as_they_were_loaded(rows: Rows, codebook: Codebook
 
 
 def test_skipping_lists_ends_when_k_subjects_are_not_found_in_them(
-    rows: Rows, pruned: Codebook
+    rows: Rows, pruned: Codebook, search: Search
 ) -> None:
     case = trained(rows, replace(pruned, nprobe=1))
     probes = vectors.prepare_probes(unit_rows(3, 12))
 
-    found = lists(case.index.search(probes, 2048, ALL))
+    found = lists(search(case.index, probes, 2048, ALL))
 
     assert found == [truth(case, probes.part(slice(i, i + 1)), 2048, ALL) for i in range(3)]
 
 
 def test_a_subject_with_most_rows_does_not_crowd_out_the_others(
-    rows: Rows, codebook: Codebook
+    rows: Rows, codebook: Codebook, search: Search
 ) -> None:
     subjects = np.zeros(ROWS, np.int64)
     subjects[-5:] = np.arange(1, 6)
     case = trained((rows[0], subjects), replace(codebook, rescore_factor=1))
     probes = vectors.prepare_probes(unit_rows(3, 13))
 
-    hits = case.index.search(probes, 6, ALL)
+    hits = search(case.index, probes, 6, ALL)
 
     assert hits.counts.tolist() == [6, 6, 6]
 
 
 def test_rows_that_arrive_while_a_codebook_is_brought_in_are_searched_exactly(
-    rows: Rows, codebook: Codebook
+    rows: Rows, codebook: Codebook, search: Search
 ) -> None:
     """1. half is coded aside; 2. more is appended and some erased; 3. swap; 4. absorb."""
     subjects = rows[1].astype(np.int32)
@@ -218,20 +264,20 @@ def test_rows_that_arrive_while_a_codebook_is_brought_in_are_searched_exactly(
     index.append(rows[0][700:], subjects[700:])
     index.erase(np.arange(600, 800))
     probes = vectors.prepare_probes(unit_rows(5, 15))
-    before = lists(index.search(probes, 10, ALL))
+    before = lists(search(index, probes, 10, ALL))
 
     index.swap(aside)
-    swapped = lists(index.search(probes, 10, ALL))
+    swapped = lists(search(index, probes, 10, ALL))
     absorbed_count = index.absorb()
 
     assert absorbed_count == ROWS - 700
-    assert before == swapped == lists(index.search(probes, 10, ALL))
+    assert before == swapped == lists(search(index, probes, 10, ALL))
 
 
-def test_erasing_everything_leaves_nothing(rows: Rows, codebook: Codebook) -> None:
+def test_erasing_everything_leaves_nothing(rows: Rows, codebook: Codebook, search: Search) -> None:
     index = trained(rows, codebook).index
     index.erase(np.arange(ROWS))
 
-    hits = index.search(vectors.prepare_probes(unit_rows(2, 14)), 10, ALL)
+    hits = search(index, vectors.prepare_probes(unit_rows(2, 14)), 10, ALL)
 
     assert hits.counts.tolist() == [0, 0]

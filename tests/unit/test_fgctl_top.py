@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -197,6 +198,23 @@ async def test_one_frame_is_printed_on_demand_and_as_json(fgctl: Shell) -> None:
     assert document["records_per_s"] == 0
     assert endless.code == 2
     assert "say --once for one frame" in endless.err
+
+
+async def test_devices_are_shown_where_there_are_any(fgctl: Shell) -> None:
+    without = await fgctl("top", "--once")
+    fgctl.router.cluster.nodes["n2"].devices.add(
+        name="gpu:0", memory_total_bytes=2**37, memory_taken_bytes=2**36, shards_count=4
+    )
+    fgctl.router.cluster.nodes["n2"].devices.add(name="gpu:1", lost=True, failures_count=7)
+
+    once = await fgctl("top", "--once")
+    document = (await fgctl("top", "--json")).document
+
+    assert "gpu:0" not in without.out
+    assert re.search(r"n2 +gpu:0 +searching +64(\.0)? GiB +128(\.0)? GiB +4 ", once.out)
+    assert "! n2: gpu:1 failed, and the processor searches what it had" in once.out
+    devices = {node["id"]: node["devices"] for node in document["status"]["nodes"]}
+    assert (devices["n1"], devices["n2"][1]["lost"]) == ([], True)
 
 
 async def test_the_status_of_a_cluster_names_operations_at_work(fgctl: Shell) -> None:

@@ -36,20 +36,28 @@ from facegrid.telemetry.metrics import (
 from facegrid.testing.manual_clock import ManualClock
 from facegrid.testing.memory_blob import MemoryBlobStore
 from facegrid.testing.memory_coord import MemoryCoordinator
+from indexd.ann.gpu.engine import GpuEngine
 from indexd.replica.fence import Claimant
 from indexd.replica.follower import Follower
 from indexd.replica.shard_copy import NodePorts, Phase
 from indexd.replica.tally import Tally
 from indexd.replica.view import View
-from indexd.service.metrics import NODE_METRICS, SEARCH_METRICS, NodeMetrics
+from indexd.service.metrics import (
+    DEVICE_METRICS,
+    NODE_METRICS,
+    SEARCH_METRICS,
+    DeviceMetrics,
+    NodeMetrics,
+)
 from router.service.metrics import ROUTER_METRICS, RouterMetrics
 from tests.fakes.canary_world import NAME, PEOPLE, CanaryWorld, seen_again
+from tests.fakes.device_units import played_unit
 from tests.fakes.reshaping import reshaping
 from tests.fakes.router_cluster import cluster, faces
 from tools import generate_dashboard
 
 ROOT = Path(__file__).parents[2]
-ALL = (*COMMON, *ROUTER_METRICS, *NODE_METRICS, *SEARCH_METRICS)
+ALL = (*COMMON, *ROUTER_METRICS, *NODE_METRICS, *SEARCH_METRICS, *DEVICE_METRICS)
 SHARD = ShardAssignment(
     ShardId("staff.1f00aa23.0000"), HashRange(0, KEY_LAST), (NodeId("n2"), NodeId("n1"))
 )
@@ -258,6 +266,30 @@ async def test_reasons_are_told_apart_only_up_to_a_bound() -> None:
     assert len(series) == REASONS_MAX + 1
     method = {"method": "B/C", "code": "UNAVAILABLE"}
     assert told.value("facegrid_calls_total", **method, reason=OTHER) == REASONS_MAX + 1
+
+
+def test_devices_tell_what_they_have_done_and_whether_they_are_lost() -> None:
+    metrics = Metrics("test", "1")
+    unit = played_unit(memory_bytes=1000)
+    metrics.add(DeviceMetrics(GpuEngine([unit], get_logger("test"))))
+    unit.ledger.take(1, 400)
+    unit.counts.searches, unit.counts.failures, unit.counts.moved_away = 5, 2, 3
+    unit.lost = True
+
+    told = Scraped(_text(metrics))
+
+    expected = {
+        "memory_bytes": 400,
+        "memory_limit_bytes": 900,
+        "shards": 0,
+        "searches_total": 5,
+        "failures_total": 2,
+        "shards_left_total": 3,
+        "lost": 1,
+    }
+    for name, value in expected.items():
+        assert told.value(f"facegrid_node_device_{name}", device="cpu") == value
+    unit.close()
 
 
 def _text(metrics: Metrics) -> str:

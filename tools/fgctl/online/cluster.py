@@ -3,6 +3,7 @@
 import click
 
 from facegrid.api.admin.v1 import admin_service_pb2 as pb
+from facegrid.api.shard.v1 import shard_service_pb2
 from facegrid.errors import FacegridError, NotFoundError
 from fgctl import admin, render
 from fgctl.online.overview import (
@@ -138,6 +139,7 @@ def status_json(answer: Status) -> render.Json:
                 "version": node.version,
                 "zone": node.zone,
                 "draining": node.draining,
+                "devices": [_device_json(one) for one in node.devices],
                 "shards": [_report_json(shard) for shard in node.shards],
             }
             for node in answer.nodes
@@ -156,6 +158,19 @@ def status_json(answer: Status) -> render.Json:
             for shard in answer.shards
         ],
         "notes": notes(answer),
+    }
+
+
+def _device_json(one: shard_service_pb2.DeviceStatus) -> render.Json:
+    return {
+        "name": one.name,
+        "memory_total_bytes": one.memory_total_bytes,
+        "memory_taken_bytes": one.memory_taken_bytes,
+        "shards_count": one.shards_count,
+        "searches_count": one.searches_count,
+        "failures_count": one.failures_count,
+        "shards_left_count": one.shards_left_count,
+        "lost": one.lost,
     }
 
 

@@ -17,6 +17,9 @@ ShardStatus = shard_service_pb2.ShardStatus
 RECOVERY: Final = 'docs/OPERATIONS.md, "etcd was lost or restored from a backup"'
 UNUSED: Final = f"nothing of it is served ({RECOVERY})"
 NODE_COLUMNS: Final = ("node", "state", "zone", "memory", "free", "copies", "primaries")
+DEVICE_COLUMNS: Final = (
+    *("node", "device", "state", "taken", "of", "shards", "searches", "failures"),
+)
 SHARD_COLUMNS: Final = ("shard", "copies", "position", "templates", "idx")
 
 
@@ -138,6 +141,25 @@ def nodes_table(answer: Status, loads: Mapping[str, float] | None = None) -> Ren
     return render.table_of("nodes", columns, rows, narrow=True)
 
 
+def devices_table(answer: Status) -> RenderableType | None:
+    """Return a table of the GPUs of all nodes; None where no node has one."""
+    rows = [
+        (
+            node.id,
+            one.name,
+            "lost" if one.lost else "searching",
+            render.size_text(one.memory_taken_bytes),
+            render.size_text(one.memory_total_bytes),
+            one.shards_count,
+            f"{one.searches_count:,}",
+            f"{one.failures_count:,}",
+        )
+        for node in answer.nodes
+        for one in node.devices
+    ]
+    return render.table_of("devices", DEVICE_COLUMNS, rows, narrow=True) if rows else None
+
+
 def shards_of(copies: Sequence[Copy]) -> dict[str, list[Copy]]:
     """Return the copies of each shard, the primary first."""
     found: defaultdict[str, list[Copy]] = defaultdict(list)
@@ -213,6 +235,9 @@ def _of_nodes(answer: Status) -> Iterator[str]:
         count = len(held_by(answer, one.id))
         if one.problem:
             yield f"{one.id}: {one.problem}"
+        for device in one.devices:
+            if device.lost:
+                yield f"{one.id}: {device.name} failed, and the processor searches what it had"
         if one.draining and count:
             yield f"{one.id} is draining, with {count} copies; fgctl rebalance apply moves them"
         elif one.draining:

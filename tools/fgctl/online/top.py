@@ -21,6 +21,7 @@ from fgctl.online.overview import (
     Copy,
     Status,
     copies_of,
+    devices_table,
     nodes_table,
     notes,
     shards_of,
@@ -111,6 +112,9 @@ def frame(former: Look | None, now: Look, *, lines_max: int | None = None) -> Re
     status, operations = now.status, now.operations
     parts: list[RenderableType] = [_header(former, now)]
     parts.append(nodes_table(status, loads_between(former, now)))
+    devices = devices_table(status)
+    if devices is not None:
+        parts.append(devices)
     if operations.operations:
         note = "" if operations.driver else driver_line("")
         parts.append(operations_table(operations.operations, note))
@@ -118,7 +122,9 @@ def frame(former: Look | None, now: Look, *, lines_max: int | None = None) -> Re
     shards = shards_of(copies_of(status))
     shown, caption = shards, ""
     if lines_max is not None:
-        taken = len(status.nodes) + 2 * len(operations.operations) + len(told) + FIXED_LINES
+        devices_count = sum(len(node.devices) for node in status.nodes)
+        taken = len(status.nodes) + 2 * bool(devices_count) + devices_count
+        taken += 2 * len(operations.operations) + len(told) + FIXED_LINES
         shown, caption = _most_wanted(shards, max(lines_max - taken, 1))
     return Group(*parts, *told, shards_table(shown, caption=caption))
 

@@ -962,6 +962,7 @@ class ClusterStatusResponse(_message.Message):
         MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
         MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
         CPU_MS_FIELD_NUMBER: _builtins.int
+        DEVICES_FIELD_NUMBER: _builtins.int
         id: _builtins.str
         address: _builtins.str
         registered: _builtins.bool
@@ -978,6 +979,8 @@ class ClusterStatusResponse(_message.Message):
         """Processor time that it has used since its start."""
         @_builtins.property
         def shards(self) -> _containers.RepeatedCompositeFieldContainer[_shard_service_pb2.ShardStatus]: ...
+        @_builtins.property
+        def devices(self) -> _containers.RepeatedCompositeFieldContainer[_shard_service_pb2.DeviceStatus]: ...
         def __init__(
             self,
             *,
@@ -993,10 +996,11 @@ class ClusterStatusResponse(_message.Message):
             memory_total_bytes: _builtins.int = ...,
             memory_available_bytes: _builtins.int = ...,
             cpu_ms: _builtins.int = ...,
+            devices: _abc.Iterable[_shard_service_pb2.DeviceStatus] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cpu_ms", b"cpu_ms", "draining", b"draining", "id", b"id", "memory_available_bytes", b"memory_available_bytes", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "problem", b"problem", "registered", b"registered", "shards", b"shards", "version", b"version", "zone", b"zone"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cpu_ms", b"cpu_ms", "devices", b"devices", "draining", b"draining", "id", b"id", "memory_available_bytes", b"memory_available_bytes", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "problem", b"problem", "registered", b"registered", "shards", b"shards", "version", b"version", "zone", b"zone"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

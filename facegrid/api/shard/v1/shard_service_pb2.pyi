@@ -949,6 +949,7 @@ class StatusResponse(_message.Message):
     MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     CPU_MS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     boot_id: _builtins.str
     version: _builtins.str
@@ -961,6 +962,10 @@ class StatusResponse(_message.Message):
     """Processor time that the process has used since its start."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardStatus]: ...
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceStatus]:
+        """GPUs that it searches on; none: the processor does everything."""
+
     def __init__(
         self,
         *,
@@ -973,14 +978,62 @@ class StatusResponse(_message.Message):
         memory_available_bytes: _builtins.int = ...,
         zone: _builtins.str = ...,
         cpu_ms: _builtins.int = ...,
+        devices: _abc.Iterable[Global___DeviceStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cpu_ms", b"cpu_ms", "memory_available_bytes", b"memory_available_bytes", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "node_id", b"node_id", "shards", b"shards", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cpu_ms", b"cpu_ms", "devices", b"devices", "memory_available_bytes", b"memory_available_bytes", "memory_bytes", b"memory_bytes", "memory_total_bytes", b"memory_total_bytes", "node_id", b"node_id", "shards", b"shards", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class DeviceStatus(_message.Message):
+    """A GPU of a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_TAKEN_BYTES_FIELD_NUMBER: _builtins.int
+    SHARDS_COUNT_FIELD_NUMBER: _builtins.int
+    SEARCHES_COUNT_FIELD_NUMBER: _builtins.int
+    FAILURES_COUNT_FIELD_NUMBER: _builtins.int
+    SHARDS_LEFT_COUNT_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    memory_total_bytes: _builtins.int
+    """What shards may take, and what they were promised."""
+    memory_taken_bytes: _builtins.int
+    shards_count: _builtins.int
+    searches_count: _builtins.int
+    """Since the start: batches searched, those that the processor searched since the device failed,
+    and shards that left it since it failed or was full.
+    """
+    failures_count: _builtins.int
+    shards_left_count: _builtins.int
+    lost: _builtins.bool
+    """It failed for good; the processor searches what it had."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        memory_total_bytes: _builtins.int = ...,
+        memory_taken_bytes: _builtins.int = ...,
+        shards_count: _builtins.int = ...,
+        searches_count: _builtins.int = ...,
+        failures_count: _builtins.int = ...,
+        shards_left_count: _builtins.int = ...,
+        lost: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures_count", b"failures_count", "lost", b"lost", "memory_taken_bytes", b"memory_taken_bytes", "memory_total_bytes", b"memory_total_bytes", "name", b"name", "searches_count", b"searches_count", "shards_count", b"shards_count", "shards_left_count", b"shards_left_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceStatus: _TypeAlias = DeviceStatus  # noqa: Y015
 
 @_typing.final
 class ShardStatus(_message.Message):
