@@ -7,10 +7,14 @@ are taken out must be the beginning of the reference's list, with the same score
 """
 
 import asyncio
+import gc
 import itertools
+import multiprocessing
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +24,7 @@ from bench.chaos.ledger import DIM, template_of, vector_of, vectors_of
 from bench.chaos.tally import Tally
 from bench.report import percentile
 from bench.steady import Timed
-from facegrid.clock import Clock
+from facegrid.clock import SystemClock
 from facegrid.errors import FacegridError
 from fgctl.local.cluster import LocalCluster
 from fgctl.local.plan import Wanted
@@ -28,6 +32,11 @@ from fgctl.local.plan import Wanted
 PREFIX = "base-"
 BATCH_ROWS = 250
 K = 5
+"""Ranks that are compared."""
+ASKED = 50
+"""Ranks that are asked for. Codes choose the rows that are scored, ten times as many for fifty ranks
+as for five: a stranger at rank 4 may be left out else, where a merge brought more rows together.
+"""
 DEEP = 50
 """How many ranks of the reference are known: more than others can push down."""
 TIMEOUT_S = 60.0
@@ -109,20 +118,33 @@ def difference(answer: Ranked, share: float, full: Ranked) -> str:
     """
     if share != 1.0:
         return f"coverage={share}"
-    if not answer or answer != full[: len(answer)]:
-        return f"answer={answer} expected={full[:K]}"
+    if not answer or answer[:K] != full[: min(K, len(answer))]:
+        return f"answer={answer[:K]} expected={full[:K]}"
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """One search: when it was due, how long it took, and what was wrong, if anything.
+
+    `failed` says why there was no answer, `wrong` how it was another than expected.
+    """
+
+    due_s: float
+    took_s: float
+    failed: str = ""
+    wrong: str = ""
+
+
 class Comparison:
-    """Open-loop searches whose answers are compared, in a thread of their own.
+    """Open-loop searches whose answers are compared, in a process of their own: what else the
+    command does must not be measured with them.
 
     Args:
         routers: who is asked.
         gallery: what is searched.
         expected: of each subject that may be searched for, its list.
         tally: told of reads that failed.
-        clock: for moments and durations.
     """
 
     def __init__(
@@ -132,31 +154,36 @@ class Comparison:
         expected: Mapping[str, Ranked],
         *,
         tally: Tally,
-        clock: Clock,
     ) -> None:
-        self._routers = list(routers)
-        self._gallery = gallery
-        self._expected = expected
-        self._subjects = sorted(expected)
+        self._searches = Searches(list(routers), gallery, dict(expected))
         self._tally = tally
-        self._clock = clock
-        self._stop = threading.Event()
         self.done: list[Timed] = []
         self.wrong: list[str] = []
-        self.probes_count = 0
+
+    @property
+    def probes_count(self) -> int:
+        """Searches that were answered."""
+        return len(self.done)
 
     @contextmanager
     def running(self, *, per_s: float, seed: int) -> Iterator[None]:
         """Search until the end of the block."""
-        thread = threading.Thread(
-            target=lambda: asyncio.run(self._run(per_s, seed)), name="comparison"
-        )
-        thread.start()
+        # Started anew, since gRPC does not outlive a fork.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=self._searches.play, args=(theirs, per_s, seed))
+        process.start()
+        theirs.close()
+        listener = threading.Thread(target=self._listen, args=(ours,), name="comparison")
+        listener.start()
         try:
             yield
         finally:
-            self._stop.set()
-            thread.join()
+            ours.send(None)
+            listener.join()
+            process.join()
+        if process.exitcode:
+            self._tally.problem(f"the process that compares ended with {process.exitcode}")
 
     def p99_ms(self, windows: Sequence[tuple[float, float]]) -> float:
         """Return the time that 99 of 100 searches due in some windows did not exceed."""
@@ -167,38 +194,81 @@ class Comparison:
         ]
         return 1000 * percentile(took, 0.99) if took else float("nan")
 
-    async def _run(self, per_s: float, seed: int) -> None:
+    def _listen(self, connection: Connection) -> None:
+        """Take up what the other process tells, until it has told all."""
+        while True:
+            try:
+                one: Searched = connection.recv()
+            except EOFError:
+                return
+            if one.failed:
+                self._tally.read_failed(one.failed)
+                continue
+            self.done.append(Timed(one.due_s, one.took_s))
+            if one.wrong:
+                self.wrong.append(one.wrong)
+
+
+@dataclass(frozen=True, slots=True)
+class Searches:
+    """What the other process does.
+
+    Attributes:
+        routers: who is asked.
+        gallery: what is searched.
+        expected: of each subject that may be searched for, its list.
+    """
+
+    routers: list[str]
+    gallery: str
+    expected: dict[str, Ranked]
+
+    def play(self, connection: Connection, per_s: float, seed: int) -> None:
+        """Search, and tell of each search, until something comes from the other end."""
+        # Where this process stops to collect garbage is nobody's latency.
+        gc.freeze()
+        asyncio.run(self._run(connection, per_s, seed))
+        connection.close()
+
+    async def _run(self, connection: Connection, per_s: float, seed: int) -> None:
         rng = np.random.default_rng([seed, 3])
+        clock = SystemClock()
         clients = [
             facegrid.AsyncClient(turned, timeout_s=READ_TIMEOUT_S)
-            for turned in (self._routers, self._routers[::-1])
+            for turned in (self.routers, self.routers[::-1])
         ]
-        due_s = self._clock.now_s()
+        subjects = sorted(self.expected)
+        due_s = clock.now_s()
         async with asyncio.TaskGroup() as tasks:
             for client in itertools.cycle(clients):
                 due_s += float(rng.exponential(1 / per_s))
-                await self._clock.sleep(max(0.0, due_s - self._clock.now_s()))
-                if self._stop.is_set():
+                await clock.sleep(max(0.0, due_s - clock.now_s()))
+                if connection.poll():
+                    connection.recv()
                     break
                 assert len(asyncio.all_tasks()) < IN_FLIGHT_MAX, "the cluster is far too slow"
-                chosen = self._subjects[int(rng.integers(len(self._subjects)))]
-                tasks.create_task(self._search(client, chosen, due_s))
+                chosen = subjects[int(rng.integers(len(subjects)))]
+                tasks.create_task(self._search(connection, client, chosen, due_s))
         for client in clients:
             await client.aclose()
 
-    async def _search(self, client: facegrid.AsyncClient, subject_id: str, due_s: float) -> None:
+    async def _search(
+        self, connection: Connection, client: facegrid.AsyncClient, subject_id: str, due_s: float
+    ) -> None:
+        clock = SystemClock()
         try:
             # Far down a list the index leaves out other strangers in other shards, except where
             # all lists are searched and many rows rescored.
             lists = await client.identify(
-                self._gallery, vector_of(subject_id), k=K, profile=PROFILE
+                self.gallery, vector_of(subject_id), k=ASKED, profile=PROFILE
             )
         except FacegridError as error:
-            took_s = self._clock.now_s() - due_s
-            self._tally.read_failed(f"identify after {took_s:.1f} s: {error.message}")
+            took_s = clock.now_s() - due_s
+            failed = f"identify after {took_s:.1f} s: {error.message}"
+            connection.send(Searched(due_s, took_s, failed=failed))
             return
-        self.done.append(Timed(due_s, self._clock.now_s() - due_s))
-        self.probes_count += 1
-        full = self._expected[subject_id]
-        if problem := difference(ranked(lists[0]), lists[0].coverage.share, full):
-            self.wrong.append(f"subject={subject_id} {problem}")
+        took_s = clock.now_s() - due_s
+        full = self.expected[subject_id]
+        problem = difference(ranked(lists[0]), lists[0].coverage.share, full)
+        wrong = f"subject={subject_id} {problem}" if problem else ""
+        connection.send(Searched(due_s, took_s, wrong=wrong))
