@@ -1,5 +1,8 @@
 # Everything that the README names. `make setup` runs by itself when .venv is missing.
 PYTHON ?= python3
+# The index engine: cpu, gpu (CUDA 13) or gpu-cuda12, of which each excludes the others: `make clean`
+# between them.
+ENGINE ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := $(shell find proto -name '*.proto')
@@ -10,7 +13,7 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,parquet,local,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(ENGINE),parquet,local,dev]'
 	touch $@
 
 # Regenerates the committed stubs in facegrid/api.
@@ -32,7 +35,7 @@ lint: setup
 test: lint
 	tests/all.sh $(BIN)/python $(WORKERS)
 
-# What needs a GPU, where the environment has facegrid[gpu]; elsewhere it says why it is skipped.
+# What needs a GPU, where it was set up with ENGINE=gpu; elsewhere it says why it is skipped.
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu tests/conformance tests/unit
 

@@ -1,5 +1,6 @@
 """What is written beside a number, so that somebody else can get it again."""
 
+import contextlib
 import json
 import os
 import platform
@@ -17,7 +18,18 @@ import psutil
 
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
-PACKAGES = ("facegrid", "faiss-cpu", "grpcio", "numpy", "protobuf")
+PACKAGES = (
+    *(
+        "facegrid",
+        "faiss-cpu",
+        "faiss-gpu",
+        "faiss-gpu-cuvs",
+        "grpcio",
+        "numpy",
+        "protobuf",
+        "torch",
+    ),
+)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -65,7 +77,11 @@ def hardware() -> dict[str, Json]:
 def versions() -> dict[str, Json]:
     """Return what was measured, and with what."""
     found: dict[str, Json] = {"python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in PACKAGES}
+    for name in PACKAGES:
+        # Of faiss there is one of three.
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def versions_in(python: Path) -> dict[str, Json]:

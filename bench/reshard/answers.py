@@ -34,8 +34,8 @@ BATCH_ROWS = 250
 K = 5
 """Ranks that are compared."""
 ASKED = 50
-"""Ranks that are asked for. Codes choose the rows that are scored, ten times as many for fifty ranks
-as for five: a stranger at rank 4 may be left out else, where a merge brought more rows together.
+"""Ranks that are asked for. Codes choose the rows that are scored, far more for fifty ranks than
+for five: a stranger at rank 4 may be left out else, where a merge brought more rows together.
 """
 DEEP = 50
 """How many ranks of the reference are known: more than others can push down."""

@@ -120,3 +120,28 @@ def test_nist(tmp_path: Path) -> None:
     assert {point["templates"] for point in written["points"]} == {20800}
     assert [point["nprobe"] for point in written["curve"]] == [1, 2, 4]
     assert written["targets"] == []
+
+
+def test_gpu_played_by_the_processor(tmp_path: Path) -> None:
+    """All that the command does with a GPU; what comes out is no result and meets no target."""
+    options = ("--device", "cpu", "--rows", "20000", "--dim", "64", "--nlist", "32")
+    small = ("--nprobe", "8,32", "--batches", "1,64", "--probes", "256")
+    lines, written = run("gpu", *options, *small, folder=tmp_path)
+
+    assert not [line for line in lines if line.startswith("target ")]
+    assert [(one["nprobe"], one["batch"]) for one in written["speeds"]] == [
+        *((8, 1), (8, 64), (32, 1), (32, 64)),
+    ]
+    assert written["accuracy"]["32"]["extra_fnir"] <= written["accuracy"]["8"]["extra_fnir"] < 0.9
+    assert written["accuracy"]["32"]["mated_count"] == 128
+    assert (written["device"], written["rows_kept"]) == ("processor", True)
+
+
+def test_gpu_codes_alone(tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--codes", "20000", "--dim", "64", "--nlist", "32")
+    _, written = run(
+        "gpu", *options, "--nprobe", "8", "--batches", "64", "--probes", "128", folder=tmp_path
+    )
+
+    assert (written["rows"], written["rows_kept"], written["accuracy"]) == (20000, False, {})
+    assert written["speeds"][0]["engine_per_s"]["median"] > 0

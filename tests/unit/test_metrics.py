@@ -269,14 +269,16 @@ async def test_reasons_are_told_apart_only_up_to_a_bound() -> None:
 
 
 def test_devices_tell_what_they_have_done_and_whether_they_are_lost() -> None:
-    metrics = Metrics("test", "1")
     unit = played_unit(memory_bytes=1000)
-    metrics.add(DeviceMetrics(GpuEngine([unit], get_logger("test"))))
     unit.ledger.take(1, 400)
     unit.counts.searches, unit.counts.failures, unit.counts.moved_away = 5, 2, 3
     unit.lost = True
 
-    told = Scraped(_text(metrics))
+    told = {
+        sample.name: (sample.labels, sample.value)
+        for family in DeviceMetrics(GpuEngine([unit], get_logger("test")))()
+        for sample in family.samples
+    }
 
     expected = {
         "memory_bytes": 400,
@@ -287,8 +289,10 @@ def test_devices_tell_what_they_have_done_and_whether_they_are_lost() -> None:
         "shards_left_total": 3,
         "lost": 1,
     }
-    for name, value in expected.items():
-        assert told.value(f"facegrid_node_device_{name}", device="cpu") == value
+    assert told == {
+        f"facegrid_node_device_{name}": ({"device": "cpu"}, value)
+        for name, value in expected.items()
+    }
     unit.close()
 
 
@@ -346,7 +350,7 @@ def test_every_metric_is_documented_as_it_is() -> None:
 def test_no_metric_has_a_label_that_names_a_person_or_a_request() -> None:
     allowed = {
         *("method", "code", "reason", "process", "version", "node", "gallery", "shard"),
-        *("role", "state", "step", "change", "cause", "profile"),
+        *("role", "state", "step", "change", "cause", "profile", "device"),
     }
 
     assert {label for spec in ALL for label in spec.labels} <= allowed

@@ -44,6 +44,10 @@ class Arrays(Protocol):
     def name(self) -> str:
         """Which device: `gpu:0`, or `cpu`."""
 
+    @property
+    def title(self) -> str:
+        """What its maker calls it."""
+
     def use(self) -> None:
         """Let the current thread work with this device."""
 
@@ -55,6 +59,9 @@ class Arrays(Protocol):
 
     def zeros(self, shape: tuple[int, ...], dtype: Dtype) -> Any:
         """Return a new array."""
+
+    def normal(self, shape: tuple[int, ...], seed: int) -> Any:
+        """Return float32 numbers drawn from a normal distribution."""
 
     def put(self, array: npt.NDArray[Any]) -> Any:
         """Return a copy on the device."""
@@ -89,6 +96,11 @@ class HostArrays:
         """See `Arrays`."""
         return "cpu"
 
+    @property
+    def title(self) -> str:
+        """See `Arrays`."""
+        return "processor"
+
     def use(self) -> None:
         """See `Arrays`."""
 
@@ -108,6 +120,10 @@ class HostArrays:
     def zeros(self, shape: tuple[int, ...], dtype: Dtype) -> Any:
         """See `Arrays`."""
         return np.zeros(shape, dtype)
+
+    def normal(self, shape: tuple[int, ...], seed: int) -> Any:
+        """See `Arrays`."""
+        return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
     def put(self, array: npt.NDArray[Any]) -> Any:
         """See `Arrays`."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import faiss
 
-from facegrid.errors import InvalidError, UnavailableError
+from facegrid.errors import FacegridError, InvalidError, UnavailableError
 from facegrid.telemetry.log import Logger
 from indexd.ann.gpu.engine import GpuEngine
 from indexd.ann.gpu.scanner import GpuScanners
@@ -59,7 +59,7 @@ def unit(number: int, logger: Logger) -> Unit:
     opened = Unit(arrays, lambda: GpuScanners(number, arrays.put, arrays.get), logger)
     try:
         self_test(opened)
-    except BaseException:
+    except FacegridError:
         opened.close()
         raise
     return opened

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from facegrid.vectors import Int64, Probes
+from facegrid.vectors import Float32, Int64, Probes
 from indexd.ann.gpu.arrays import Arrays
 from indexd.ann.gpu.scanner import WANTED_MAX, Scanners, Tables
 from indexd.ann.ivfpq import Scanned
@@ -30,7 +30,7 @@ class DevicePart:
         self, arrays: Arrays, scanners: Scanners, tables: Tables, kernels: Kernels
     ) -> None:
         self._arrays = arrays
-        self._scanner = scanners.scanner(tables)
+        self.scanner = scanners.scanner(tables)
         self._centroids = arrays.put(tables.centroids)
         self._kernels = kernels
         self.codebook = tables
@@ -52,7 +52,7 @@ class DevicePart:
     def add(self, units: Any) -> None:
         """Code and add the next rows: unit vectors of the device, float32 [n, dim]."""
         lists = self._arrays.get(self._arrays.top(units @ self._centroids.T, 1)[1])
-        self._scanner.add(units)
+        self.scanner.add(units)
         self.sizes = self.sizes + np.bincount(lists.reshape(-1), minlength=self.nlist)
         self.count += len(units)
 
@@ -84,7 +84,9 @@ class DevicePart:
             fetched = min(fetched, self.count)
             if fetched > WANTED_MAX:
                 return self._exactly(probes, wanted)
-            rows, likeness = self._scanner.search(probes.unit, fetched, lists.shape[1])
+            rows, likeness = self.scanner.search(probes.unit, fetched, lists.shape[1])
+            # Whatever a build puts where it found too few is no row.
+            rows = np.where((rows >= 0) & (rows < self.count), rows, -1)
             ended = (rows < 0).any(axis=1) | (fetched == self.count)
             if live is not None:
                 places = np.maximum(rows, 0)
@@ -100,10 +102,9 @@ class DevicePart:
         return Scanned(rows, np.where(rows < 0, LOWEST, np.float32(0)))
 
 
-def _first(rows: Int64, likeness: Any, wanted: int) -> Scanned:
-    """Return the `wanted` rows that look best of each probe, -1 behind them."""
-    likeness = np.where(rows < 0, LOWEST, likeness)
-    order = np.argsort(-likeness, axis=1, kind="stable")[:, :wanted]
-    return Scanned(
-        np.take_along_axis(rows, order, axis=1), np.take_along_axis(likeness, order, axis=1)
-    )
+def _first(rows: Int64, likeness: Float32, wanted: int) -> Scanned:
+    """Return the first `wanted` rows of each probe, -1 behind them; they come best first."""
+    order = np.argsort(rows < 0, axis=1, kind="stable")[:, :wanted]
+    rows = np.take_along_axis(rows, order, axis=1)
+    likeness = np.take_along_axis(likeness, order, axis=1)
+    return Scanned(rows, np.where(rows < 0, LOWEST, likeness))

