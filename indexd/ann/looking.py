@@ -40,10 +40,6 @@ class Wanted:
     threshold: float
     exhaustive: bool = False
 
-    def part(self, which: slice) -> "Wanted":
-        """Return it for some of the probes."""
-        return Wanted(self.probes.part(which), self.k, self.threshold, self.exhaustive)
-
 
 class Part(Protocol):
     """Rows 0 to count - 1, coded and in lists."""

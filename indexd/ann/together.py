@@ -9,20 +9,14 @@ on what was searched beside it; what the answer may miss does not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from facegrid.tuning import Effort
 from facegrid.vectors import Float32, Int64, Probes
-from indexd.ann.crew import ALONE, Crew
 from indexd.ann.looking import Looking, Part, Wanted
 from indexd.ann.rescore import Hits
-
-PIECE_PROBES_MIN: Final = 16
-"""FastScan reads a list once for eleven probes; with fewer its speed falls."""
 
 
 class Nearest(Protocol):
@@ -72,58 +66,43 @@ class Asked:
     effort: Effort | None = None
 
 
-def search(asked: Sequence[Asked], wanted: Wanted, crew: Crew = ALONE) -> list[Hits]:
+def search(asked: Sequence[Asked], wanted: Wanted) -> list[Hits]:
     """Return for each shard the best row of each of the best subjects of each probe.
 
     In each shard up to k subjects at or above the threshold, erased rows left out. A subject that
     lies in several shards comes once for each.
     """
-    pieces = _pieces(len(wanted.probes), len(asked), crew.count)
     while True:
-        # Once for all pieces: rows come in meanwhile.
-        counts = [one.index.rows_count for one in asked]
-        searched = [_Piece(asked, counts, wanted.part(piece)) for piece in pieces]
-        lookings = [looking for piece in searched for looking in piece.lookings]
-        crew.do([looking.begin for looking in lookings])
-        going = [piece for piece in searched if piece.may_stop_early]
-        while going:
-            works = [(piece, work) for piece in going for work in piece.works()]
-            crew.do([work for _, work in works])
-            going = [piece for piece in going if piece.went_on]
-        crew.do([looking.finish for looking in lookings])
+        searched = _Searched(asked, wanted)
         # What was erased while the search ran: seldom, and never to be answered.
-        if not any(looking.outdated for looking in lookings):
-            break
-    return [_joined([piece.lookings[at].hits for piece in searched]) for at in range(len(asked))]
+        if not any(looking.outdated for looking in searched.lookings):
+            return [looking.hits for looking in searched.lookings]
 
 
-class _Piece:
-    """Some of the probes, in all shards."""
+class _Searched:
+    """One search of all shards, done when it is made."""
 
-    def __init__(self, asked: Sequence[Asked], counts: Sequence[int], wanted: Wanted) -> None:
+    def __init__(self, asked: Sequence[Asked], wanted: Wanted) -> None:
         self._wanted = wanted
         efforts = [one.index.effort(one.effort) for one in asked]
         nearest = _nearest(asked, efforts, wanted.probes)
         self.lookings = [
-            one.index.looking(wanted, lists, effort, rows_count=count)
-            for one, lists, effort, count in zip(asked, nearest, efforts, counts, strict=True)
+            one.index.looking(wanted, lists, effort, rows_count=one.index.rows_count)
+            for one, lists, effort in zip(asked, nearest, efforts, strict=True)
         ]
-        self.went_on = False
+        for looking in self.lookings:
+            looking.begin()
+        if any(looking.may_stop_early for looking in self.lookings):
+            while self._further():
+                pass
+        for looking in self.lookings:
+            looking.finish()
 
-    @property
-    def may_stop_early(self) -> bool:
-        """Tell whether any shard has lists left that some probes may need."""
-        return any(looking.may_stop_early for looking in self.lookings)
-
-    def works(self) -> list[partial[None]]:
-        """Return what is to be done next, from what all shards have found."""
+    def _further(self) -> bool:
+        """Go on from what all shards have found; tell whether any had to."""
         scores = self._enough()
-        self.went_on = False
-        return [partial(self._further, looking, scores) for looking in self.lookings]
-
-    def _further(self, looking: Looking, scores: Float32) -> None:
-        if looking.further(scores):
-            self.went_on = True
+        went_on = [looking.further(scores) for looking in self.lookings]
+        return any(went_on)
 
     def _enough(self) -> Float32:
         """Return what a row must score more than to be of use, float32 [m]: the threshold, or the
@@ -159,24 +138,3 @@ def _nearest(
             found[key] = choose(probes, nprobe)
         lists.append(found[key])
     return lists
-
-
-def _pieces(probes_count: int, shards_count: int, threads_count: int) -> list[slice]:
-    """Return how to cut the probes where there are fewer shards than threads."""
-    wanted = -(-threads_count // max(shards_count, 1))
-    count = max(1, min(wanted, probes_count // PIECE_PROBES_MIN))
-    ends = [probes_count * number // count for number in range(count + 1)]
-    return [slice(first, last) for first, last in pairwise(ends)]
-
-
-def _joined(parts: Sequence[Hits]) -> Hits:
-    """Return the hits of all pieces."""
-    if len(parts) == 1:
-        return parts[0]
-    return Hits(
-        counts=np.concatenate([part.counts for part in parts]),
-        rows=np.concatenate([part.rows for part in parts]),
-        scores=np.concatenate([part.scores for part in parts]),
-        scanned=np.concatenate([part.scanned for part in parts]),
-        rows_count=parts[0].rows_count,
-    )

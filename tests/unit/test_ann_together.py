@@ -9,7 +9,6 @@ from facegrid import vectors
 from facegrid.tuning import Effort, Step
 from indexd.ann import looking, self_test, steps
 from indexd.ann.codebook import Codebook
-from indexd.ann.crew import Crew
 from indexd.ann.index import ShardIndex
 from indexd.ann.looking import Wanted
 from indexd.ann.rescore import Hits
@@ -84,20 +83,6 @@ def test_shards_together_answer_as_each_alone(shards: list[ShardIndex]) -> None:
     alone = [index.search(probes, 5, ALL, WHOLE if index.codebook else None) for index in shards]
     assert [lists(hits) for hits in found] == [lists(hits) for hits in alone]
     assert share(found) == share(alone) == 1.0
-
-
-def test_helpers_change_nothing(shards: list[ShardIndex]) -> None:
-    probes = vectors.prepare_probes(
-        np.concatenate([unit_rows(60, 3), probes_near(shards[0], [1, 2, 3], 0.3).unit])
-    )
-    crew = Crew(4)
-
-    helped = search(asked(shards[:1], STEPPED), Wanted(probes, 1, ALL), crew)
-    (alone,) = search(asked(shards[:1], STEPPED), Wanted(probes, 1, ALL))
-
-    crew.close()
-    assert lists(helped[0]) == lists(alone)
-    np.testing.assert_array_equal(helped[0].scanned, alone.scanned)
 
 
 def test_pruned_searches_count_the_rows_of_their_lists_and_the_tail(
