@@ -9,7 +9,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=$1
-workers=${2:-3}
+workers=${2:-2}
 report=$(mktemp)
 simulation=
 ended() {
