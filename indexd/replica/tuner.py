@@ -65,6 +65,20 @@ class Answer:
     codebook: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A tuning that was made: on how many mates at most it was asked for, and when it ended."""
+
+    tuning: Tuning
+    mates_count_max: int
+    ended_s: float
+
+    def answers(self, asked_s: float, mates_count_max: int, gallery: Gallery) -> bool:
+        """Tell whether it is what somebody wants who asked while it was made, or before."""
+        as_wanted = mates_count_max in (0, self.mates_count_max)
+        return self.ended_s >= asked_s and as_wanted and _holds(self.tuning, gallery)
+
+
 class Tuner:
     """Runs on the node that holds the first shard of the gallery; one gallery at a time."""
 
@@ -72,8 +86,8 @@ class Tuner:
         self._ports = ports
         self._view = view
         self._running = asyncio.Lock()
-        self._last: dict[str, tuple[Tuning, float]] = {}
-        """By the gallery's uid: the last tuning and when it began."""
+        self._last: dict[str, _Ended] = {}
+        """By the gallery's uid: the last tuning."""
 
     async def tune(self, name: str, mates_count_max: int, deadline_s: float) -> Tuning:
         """Measure and publish. Who asks while the gallery is being tuned gets what comes of that.
@@ -97,12 +111,12 @@ class Tuner:
             async with asyncio.timeout(deadline_s - asked_s), self._running:
                 gallery = self._gallery(name)
                 last = self._last.get(gallery.uid)
-                if last is not None and last[1] >= asked_s and _holds(last[0], gallery):
-                    return last[0]
-                began_s = self._ports.clock.now_s()
+                if last is not None and last.answers(asked_s, mates_count_max, gallery):
+                    return last.tuning
                 tuning = await self._measured(gallery, mates_count_max, deadline_s)
                 await self._publish(gallery, tuning)
-                self._last[gallery.uid] = (tuning, began_s)
+                ended_s = self._ports.clock.now_s()
+                self._last[gallery.uid] = _Ended(tuning, mates_count_max, ended_s)
                 return tuning
         except TimeoutError:
             raise DeadlineError(f"the gallery was not tuned in time gallery={name}") from None
