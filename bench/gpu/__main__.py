@@ -150,15 +150,10 @@ class Found:
             "rows_kept": self.kept,
             "trained_s": self.trained_s,
             "built_s": self.built_s,
-            "speeds": [_plain(one) for one in self.speeds],
+            "speeds": [asdict(one) for one in self.speeds],
             "accuracy": {str(nprobe): asdict(one) for nprobe, one in self.accuracies.items()},
             "served": None if self.served is None else self.served.as_json(),
         }
-
-
-def _plain(speed: Speed) -> dict[str, Json]:
-    plain: dict[str, Json] = asdict(speed)
-    return plain
 
 
 class Bench:

@@ -12,7 +12,7 @@ import itertools
 import multiprocessing
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -179,7 +179,9 @@ class Comparison:
         try:
             yield
         finally:
-            ours.send(None)
+            # It may have ended before: its exit code tells.
+            with suppress(OSError):
+                ours.send(None)
             listener.join()
             process.join()
         if process.exitcode:
@@ -199,7 +201,7 @@ class Comparison:
         while True:
             try:
                 one: Searched = connection.recv()
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 return
             if one.failed:
                 self._tally.read_failed(one.failed)

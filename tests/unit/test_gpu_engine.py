@@ -181,7 +181,7 @@ def test_fewer_lists_are_the_same_share_of_the_lists_there(
     assert 0.3 * share < found.scanned.mean() / ROWS < min(1.0, 1.7 * share)
 
 
-def test_a_second_codebook_and_fourfold_growth_bring_new_codes(
+def test_fourfold_growth_brings_more_lists_and_less_does_not(
     codes: vectors.Int8, codebook: Codebook
 ) -> None:
     world = World(codes[:300], codebook).settled()
@@ -334,6 +334,11 @@ def test_memory_is_accounted_before_it_is_taken() -> None:
     ledger.give_back(1)
     ledger.give_back(1)
     assert (ledger.free_bytes, ledger.promised_bytes(1)) == (900, 0)
+
+
+def test_a_template_takes_what_the_documents_say() -> None:
+    """OPERATIONS.md: about 700 bytes at 512 dimensions."""
+    assert needed_bytes(512, 1) == 700
 
 
 def test_the_emptiest_device_that_fits_is_chosen() -> None:

@@ -105,8 +105,7 @@ class DeviceRows:
     def units(self, first: int, last: int) -> Any:
         """Return rows first to last - 1 with norm 1, float32 [n, dim], on the device."""
         parts = [
-            self._arrays.widen(chunk.codes[begin:end], "float32")
-            / self._arrays.root(self._arrays.widen(chunk.squares[begin:end], "float32"))[:, None]
+            self._unit(chunk.codes[begin:end], chunk.squares[begin:end])
             for chunk, begin, end in self._spans(first, last, rows_max=last - first)
         ]
         if len(parts) == 1:
@@ -120,7 +119,9 @@ class DeviceRows:
 
     def sample(self, rows: Int64) -> Any:
         """Return rows by number, int64 [n], with norm 1, float32 [n, dim], on the device."""
-        codes, squares = self._gathered(rows)
+        return self._unit(*self._gathered(rows))
+
+    def _unit(self, codes: Any, squares: Any) -> Any:
         norms = self._arrays.root(self._arrays.widen(squares, "float32"))
         return self._arrays.widen(codes, "float32") / norms[:, None]
 

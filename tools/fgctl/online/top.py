@@ -33,6 +33,8 @@ GAP_S: Final = 0.5
 """Between the two looks of --once: load is what happens between looks."""
 FIXED_LINES: Final = 12
 """Of a screen: headings and lines that are always there."""
+HEADING_LINES: Final = 3
+"""Of a table that is there only sometimes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +124,11 @@ def frame(former: Look | None, now: Look, *, lines_max: int | None = None) -> Re
     shards = shards_of(copies_of(status))
     shown, caption = shards, ""
     if lines_max is not None:
-        devices_count = sum(len(node.devices) for node in status.nodes)
-        taken = len(status.nodes) + 2 * bool(devices_count) + devices_count
-        taken += 2 * len(operations.operations) + len(told) + FIXED_LINES
+        count = sum(len(node.devices) for node in status.nodes)
+        devices_lines = count + HEADING_LINES if count else 0
+        operations_lines = 2 * len(operations.operations)
+        rest = len(status.nodes) + len(told) + FIXED_LINES
+        taken = devices_lines + operations_lines + rest
         shown, caption = _most_wanted(shards, max(lines_max - taken, 1))
     return Group(*parts, *told, shards_table(shown, caption=caption))
 
