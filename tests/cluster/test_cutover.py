@@ -69,13 +69,20 @@ def write(cluster: LocalCluster, worked: Worked, row: np.ndarray[Any, Any]) -> N
             worked.acknowledged_s.append(CLOCK.now_s())
 
 
-def search(cluster: LocalCluster, worked: Worked, probes: np.ndarray[Any, Any]) -> None:
-    """Search; every answer is confirmed, and as good as the first."""
+def search(
+    cluster: LocalCluster,
+    worked: Worked,
+    probes: np.ndarray[Any, Any],
+    *,
+    after: facegrid.Token,
+) -> None:
+    """Search what the token tells; every answer is confirmed, and as good as the first."""
     with facegrid.Client(cluster.router_targets, timeout_s=10) as client:
-        wanted = [one.candidates[0] for one in client.identify(GALLERY, probes, k=1)]
+        first = client.identify(GALLERY, probes, k=1, after=after)
+        wanted = [one.candidates[0] for one in first]
         while not worked.over.is_set():
             try:
-                answers = client.identify(GALLERY, probes, k=1, unconfirmed_max=0)
+                answers = client.identify(GALLERY, probes, k=1, after=after, unconfirmed_max=0)
             except FacegridError as error:
                 worked.wrong.append(f"{error.reason}: {error.message}")
                 continue
@@ -85,13 +92,15 @@ def search(cluster: LocalCluster, worked: Worked, probes: np.ndarray[Any, Any]) 
 
 
 @contextmanager
-def working(cluster: LocalCluster, people: SyntheticGallery) -> Iterator[Worked]:
+def working(
+    cluster: LocalCluster, people: SyntheticGallery, *, after: facegrid.Token
+) -> Iterator[Worked]:
     """Write and search without pause."""
     worked = Worked()
     probes = people.probes(4, seed=9).vectors
     threads = [
         threading.Thread(target=write, args=(cluster, worked, -probes[:1])),
-        threading.Thread(target=search, args=(cluster, worked, probes)),
+        threading.Thread(target=search, args=(cluster, worked, probes), kwargs={"after": after}),
     ]
     for thread in threads:
         thread.start()
@@ -158,8 +167,9 @@ def test_a_primary_moves_without_a_failed_read_and_with_a_short_pause_of_writes(
         with facegrid.Client(cluster.router_targets, timeout_s=PATIENCE_S) as client:
             client.create_gallery(GALLERY, dim=DIM, extractor="x@1", shards=1, replicas=2)
             cluster.up()
+            token = facegrid.Token()
             for block in people.blocks(1000):
-                client.enrol(
+                token |= client.enrol(
                     GALLERY,
                     template_ids=block.template_ids,
                     subject_ids=block.subject_ids,
@@ -168,7 +178,7 @@ def test_a_primary_moves_without_a_failed_read_and_with_a_short_pause_of_writes(
         status = admin.cluster_status(cluster.router_targets[0], timeout_s=10)
         first, second = map(NodeId, status.shards[0].node_ids)
         (third,) = map(NodeId, {"n1", "n2", "n3"} - {first, second})
-        with working(cluster, people) as worked:
+        with working(cluster, people, after=token) as worked:
             put_next(cluster, lambda shard: replace(shard, joining=(third,)))
             wait(lambda: confirmed_by(cluster, third, 2), "does not join")
             put_next(cluster, lambda shard: replace(shard, node_ids=shard.holders, joining=()))

@@ -385,7 +385,7 @@ class Rig:
         token = trial.ledger.token
         Auditor(client, gallery, trial.ledger.fates, token=token, tally=tally).run()
         found = (tally.lost, tally.resurrected, tally.failed_reads, tally.problems)
-        assert found == (set(), set(), [], [])
+        assert found == (set(), set(), [], []), found
 
     @contextmanager
     def reading(

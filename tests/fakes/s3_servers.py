@@ -20,6 +20,7 @@ from fgctl.local.processes import wait_until
 BUCKET = "facegrid"
 START_S = 60.0
 INSTALL_S = 100.0
+MOTO = Path(__file__).with_name("moto_server.py")
 UNREACHABLE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT")
 """What npm says when it has no network."""
 
@@ -41,9 +42,9 @@ class S3Server:
 
 @contextmanager
 def moto(folder: Path) -> Iterator[S3Server]:
-    """Run moto's server, with a bucket."""
+    """Run moto's server, which answers one request at a time, with a bucket."""
     port = next(free_ports())
-    argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    argv = [sys.executable, str(MOTO), str(port)]
     with _running(argv, port, folder / "moto.log") as endpoint:
         put = urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT")
         with urllib.request.urlopen(put, timeout=START_S):
