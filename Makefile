@@ -11,7 +11,7 @@ PROTOS := $(shell find proto -name '*.proto')
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py indexd/ann/native/rescore.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(ENGINE),parquet,local,dev]'
 	touch $@

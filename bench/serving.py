@@ -43,7 +43,7 @@ TIMEOUT_S = 60.0
 ENROL_ROWS = 16_384
 
 BATCH_PROBES = 64
-BATCH_CALLERS = 4
+BATCH_CALLERS = 8
 """Calls of many probes in flight: with one, client and nodes would wait for each other."""
 CLIENTS = 32
 """Clients with one probe per call, each with a connection of its own."""

@@ -1,8 +1,9 @@
 """facegrid-indexd: serves shards."""
 
-import asyncio
 import gc
 import sys
+
+import uvloop
 
 from facegrid.errors import FacegridError, InvalidError
 from facegrid.settings import EXIT_INVALID, load
@@ -25,7 +26,7 @@ def main() -> None:
     # Modules stay, and are many: going through them holds searches up for tens of milliseconds.
     gc.freeze()
     try:
-        asyncio.run(serve(settings))
+        uvloop.run(serve(settings))
     except InvalidError as error:
         sys.stderr.write(f"{PROGRAM}: {error.message}\n")
         sys.exit(EXIT_INVALID)

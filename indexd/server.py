@@ -30,6 +30,7 @@ from facegrid.telemetry.log import Logger, get_logger
 from facegrid.telemetry.metrics import Metrics
 from indexd.ann.gpu.engine import GpuEngine
 from indexd.ann.gpu.open import open_devices
+from indexd.ann.rescore import NATIVE
 from indexd.ann.self_test import self_test
 from indexd.ann.threads import be_last, set_threads
 from indexd.ann.train import lists_fit
@@ -88,9 +89,10 @@ class Server:
         self._pool = ChannelPool()
         threads = settings.threads
         # OpenMP keeps its number of threads for each thread that calls it.
-        self._device = Device(
-            settings.searches_at_once, partial(set_threads, settings.threads_of_search)
-        )
+        begin = partial(set_threads, settings.threads_of_search)
+        self._device = Device(settings.searches_at_once, begin)
+        # The event loop makes small searches itself.
+        begin()
         self._build_thread = ThreadPoolExecutor(1, "build", set_threads, (threads,))
         committer = Committer(
             CommitterPorts(coord, store, clock, _new_uuid, self._logger),
@@ -153,6 +155,8 @@ class Server:
                 tuner=tuner,
                 measure_thread=self._measure_thread,
                 devices=self._devices,
+                # The thread of a GPU would have to be waited for.
+                search_here=self._device.search_here if self._devices is None else None,
             ),
             self._node,
             trainer,
@@ -275,6 +279,10 @@ async def serve(settings: IndexdSettings) -> None:
         InvalidError: a setting names something that does not exist.
     """
     self_test()
+    if NATIVE is None:
+        get_logger("indexd").warning(
+            "rows are rescored by NumPy, which is slower: nothing was compiled at installation"
+        )
     devices = open_devices(settings.device, get_logger("indexd").bind(node=settings.node_id))
     store = open_store(settings.store)
     clock = SystemClock()

@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+import uvloop
+
 from facegrid.clock import Clock, SystemClock
 from facegrid.coord.port import Coordinator
 from facegrid.errors import FacegridError, InvalidError
@@ -44,7 +46,7 @@ def main(watch: Watch | None = None) -> int:
         # Modules stay, and are many: going through them holds searches up for tens of
         # milliseconds.
         gc.freeze()
-        asyncio.run(_run(settings, watch))
+        uvloop.run(_run(settings, watch))
     except FacegridError as error:
         sys.stderr.write(f"{PROG}: {error.message}\n")
         return EXIT_INVALID if isinstance(error, InvalidError) else 1

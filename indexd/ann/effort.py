@@ -1,5 +1,6 @@
 """How hard an index is searched: as was measured of the gallery, else as training found."""
 
+import math
 from typing import Final
 
 from facegrid.tuning import Effort, Profile, Tuning
@@ -11,6 +12,8 @@ from indexd.ann.codebook import (
     Codebook,
 )
 
+WANTED_SPARE: Final = 16
+"""Rows rescored of each shard beyond those wanted, for rows that codes put in the wrong order."""
 EXHAUSTIVE_DEPTH_FACTOR: Final = 4
 """Of the rows that training found worth rescoring, while nobody has measured the gallery."""
 
@@ -32,8 +35,18 @@ def effort_of(codebook: Codebook, sha256: str, profile: Profile, tuning: Tuning 
     return Effort(nprobe=codebook.nprobe, depth=depth)
 
 
-def rows_to_rescore(depth: int, wanted: int) -> int:
-    """Return how many rows are rescored to find `wanted` candidates, where `depth` is for ten."""
+def rows_to_rescore(depth: int, wanted: int, *, share: float = 1.0) -> int:
+    """Return how many rows of a shard are rescored.
+
+    Subjects fall into shards at random, so of the rows that are best by their codes each shard has
+    its share; never fewer than the depth, which was measured shard by shard.
+
+    Args:
+        depth: rows for ten candidates.
+        wanted: candidates wanted.
+        share: of the rows that are searched together, those of the shard.
+    """
     near = min(max(wanted, WANTED_TYPICAL), WANTED_DEEP)
     deep = max(wanted - WANTED_DEEP, 0)
-    return max(RESCORED_MIN, -(-depth * near // WANTED_TYPICAL) + DEEP_FACTOR * deep)
+    whole = max(RESCORED_MIN, -(-depth * near // WANTED_TYPICAL) + DEEP_FACTOR * deep)
+    return min(whole, max(math.ceil(whole * share), depth, wanted + WANTED_SPARE))

@@ -228,12 +228,18 @@ class ShardIndex:
         return wanted or effort_of(self._coded.codebook, "", Profile.BALANCED, None)
 
     def looking(
-        self, wanted: Wanted, nearest: Int64, effort: Effort | None, *, rows_count: int
+        self,
+        wanted: Wanted,
+        nearest: Int64,
+        effort: Effort | None,
+        *,
+        rows_count: int,
+        share: float,
     ) -> Looking:
         """Return a search that has not begun, of the first rows. See `indexd.ann.together`."""
         coded = None
         if self._coded is not None and effort is not None:
-            coded = Coded(self._coded, effort)
+            coded = Coded(self._coded, effort, share)
         return Looking(self._rows, coded, wanted, nearest, rows_count=rows_count)
 
     def _live_bits(self) -> UInt8 | None:

@@ -19,8 +19,8 @@ from indexd.ann.rows import Bool, Int32
 
 FPIR: Final = 0.003
 """Sets the threshold."""
-DEPTHS: Final = (64, 128, 256, 512, 1024, 2048, 4096)
-"""Rows to rescore, as efforts have them; fewer than 64 are never rescored."""
+DEPTHS: Final = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Rows of a shard to rescore, as efforts have them."""
 DEPTH_UNPROVEN_MIN: Final = 256
 UNPROVEN_FACTOR: Final = 4
 """Where nothing is proven, so many times the rows are rescored that missed no more than others."""

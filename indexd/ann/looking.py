@@ -15,7 +15,8 @@ from facegrid.vectors import Float32, Int64, Probes
 from indexd.ann import exact, rescore
 from indexd.ann.effort import rows_to_rescore
 from indexd.ann.ivfpq import Scanned
-from indexd.ann.rescore import Hits, Ranked
+from indexd.ann.native.library import Limits
+from indexd.ann.rescore import Best, Hits
 from indexd.ann.rows import Bool, Rows, UInt8
 from indexd.ann.steps import Steps
 
@@ -71,6 +72,9 @@ class Kernels(Protocol):
     def keys_of(self, probes: Probes, candidates: Int64) -> Int64:
         """Return what candidates sort by, as `indexd.ann.rescore.keys_of` does."""
 
+    def best(self, probes: Probes, candidates: Int64, limits: Limits) -> Best:
+        """Return the best of candidates, as `indexd.ann.rescore.best` does."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostKernels:
@@ -86,13 +90,24 @@ class HostKernels:
         """See `Kernels`."""
         return rescore.keys_of(self.rows, probes, candidates)
 
+    def best(self, probes: Probes, candidates: Int64, limits: Limits) -> Best:
+        """See `Kernels`."""
+        return rescore.best(self.rows, probes, candidates, limits)
+
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """The rows that have codes, and how hard they are searched."""
+    """The rows that have codes, and how hard they are searched.
+
+    Attributes:
+        part: the rows.
+        effort: as wanted of the whole search.
+        share: of all rows that are searched together, those of this shard.
+    """
 
     part: Part
     effort: Effort
+    share: float = 1.0
 
 
 class Looking:
@@ -136,7 +151,9 @@ class Looking:
         self._best = Scanned(
             np.empty((probes_count, 0), np.int64), np.empty((probes_count, 0), np.float32)
         )
-        self._keys: Int64 = np.empty((probes_count, 0), np.int64)
+        self._candidates: Int64 = self._best.rows
+        # Of what was found so far, sorted; made when somebody asks for the best before the end.
+        self._keys: Int64 | None = None
         self._tail_all: Bool = np.zeros(probes_count, np.bool_)
         self._bounding: Int64 = np.empty(0, np.int64)
         self._hits: Hits | None = None
@@ -150,19 +167,21 @@ class Looking:
         """Look at the exact tail and into the first lists."""
         probes = self._wanted.probes
         tail, self._tail_all = self._tail(probes, times=1)
-        rows = [tail]
+        rows = [tail] if tail.shape[1] else []
         if self._steps is not None:
             self._best = self._scan(np.arange(len(probes)), self._nearest[:, : self._steps.first])
             self._looked[:] = self._steps.first
             rows.append(self._best.rows)
-        self._keys = self._kernels.keys_of(probes, np.concatenate(rows, axis=1))
-        self._keys.sort(axis=1)
+        self._candidates = rows[0] if len(rows) == 1 else np.concatenate([tail, *rows[1:]], axis=1)
 
     def best(self) -> Float32:
         """Return the scores of the best k subjects found so far, float32 [m, c]; -inf for none.
 
         A search that stops because of one of them is made again when that one is erased.
         """
+        if self._keys is None:
+            self._keys = self._kernels.keys_of(self._wanted.probes, self._candidates)
+            self._keys.sort(axis=1)
         ranked = rescore.ranked(self._keys)
         kept = self._kept(ranked)
         self._bounding = ranked.rows[kept]
@@ -192,24 +211,27 @@ class Looking:
 
     def finish(self) -> None:
         """Make the answer, fetching more candidates where one subject has many of them."""
-        probes, k, threshold = self._wanted.probes, self._wanted.k, self._wanted.threshold
-        asked = np.arange(len(probes))
-        keys, tail_all = self._keys, self._tail_all
+        probes = self._wanted.probes
         coded_all = self._all_coded(self._best.rows, self._looked)
-        answers: list[tuple[Int64, Int64, Float32]] = []
-        times = 1
+        if self._keys is None:
+            limits = self._limits(coded_all, self._tail_all)
+            best = self._kernels.best(probes, self._candidates, limits)
+        else:
+            best = rescore.best_of(self._rows, self._keys, self._limits(coded_all, self._tail_all))
+        asked, times = np.flatnonzero(~best.done), 1
         while len(asked):
-            ranked = rescore.ranked(keys)
-            kept = self._kept(ranked)
-            done = np.count_nonzero(kept, axis=1) >= k
-            done |= self._no_more_above(ranked, coded_all, tail_all)
-            kept &= done[:, None] & (ranked.scores >= threshold)
-            answers.append((asked[np.nonzero(kept)[0]], ranked.rows[kept], ranked.scores[kept]))
-            asked = asked[~done]
             times *= 2
-            if len(asked):
-                keys, coded_all, tail_all = self._again(asked, times)
-        self._hits = self._gathered(answers)
+            more = self._again(asked, times)
+            best.put(asked, more)
+            asked = asked[~more.done]
+        entries = np.arange(self._wanted.k) < best.counts[:, None]
+        self._hits = Hits(
+            counts=best.counts,
+            rows=best.rows[entries],
+            scores=best.scores[entries],
+            scanned=self._scanned,
+            rows_count=self._count,
+        )
 
     @property
     def hits(self) -> Hits:
@@ -223,8 +245,15 @@ class Looking:
         erased = self._rows.erased
         return bool(erased(self.hits.rows).any() or erased(self._bounding).any())
 
+    def _limits(self, coded_all: Bool, tail_all: Bool) -> Limits:
+        wanted = self._wanted
+        whole = np.stack([coded_all, tail_all])
+        return Limits(wanted.k, wanted.threshold, self._tail_first, whole)
+
     def _tail(self, probes: Probes, times: int) -> tuple[Int64, Bool]:
         """Return the best rows of the exact tail, and for which probes there are no others."""
+        if self._tail_first == self._count:
+            return np.empty((len(probes), 0), np.int64), np.ones(len(probes), np.bool_)
         wanted = self._wanted.k * times + EXACT_SPARE
         tail = self._kernels.scan(self._tail_first, self._count, probes=probes, wanted=wanted)
         return tail, np.count_nonzero(tail >= 0, axis=1) < wanted
@@ -238,8 +267,8 @@ class Looking:
 
     def _coded_wanted(self, times: int) -> int:
         assert self._coded is not None, "there are codes"
-        depth = self._coded.effort.depth
-        return min(rows_to_rescore(depth, self._wanted.k * times), self._tail_first)
+        depth, share = self._coded.effort.depth, self._coded.share
+        return min(rows_to_rescore(depth, self._wanted.k * times, share=share), self._tail_first)
 
     def _take(self, which: Int64, scanned: Scanned) -> None:
         """Add what further lists held, as far as it is among the best of all lists by its codes.
@@ -256,24 +285,25 @@ class Looking:
         # What was there already has a score; the others are moved to the left.
         new = np.where(order >= width, np.take_along_axis(rows, order, axis=1), -1)
         new = -np.sort(-new, axis=1)[:, : int(np.count_nonzero(new >= 0, axis=1).max())]
+        assert self._keys is not None, "the best are known of what was found before"
         added = np.full((len(self._keys), new.shape[1]), rescore.LAST, np.int64)
         added[which] = self._kernels.keys_of(self._wanted.probes.part(which), new)
         self._keys = np.sort(np.concatenate([self._keys, added], axis=1), axis=1)
 
-    def _again(self, asked: Int64, times: int) -> tuple[Int64, Bool, Bool]:
-        """Search some probes anew by so many times the effort; return keys and what is whole."""
+    def _again(self, asked: Int64, times: int) -> Best:
+        """Search some probes anew by so many times the effort."""
         probes = self._wanted.probes.part(asked)
         tail, tail_all = self._tail(probes, times)
         if self._coded is None:
-            keys = self._kernels.keys_of(probes, tail)
-            return np.sort(keys, axis=1), np.ones(len(asked), np.bool_), tail_all
+            limits = self._limits(np.ones(len(asked), np.bool_), tail_all)
+            return self._kernels.best(probes, tail, limits)
         part = self._coded.part
         nprobe = min(self._coded.effort.nprobe * times, part.nlist)
         self._scanned[asked] = self._count - self._tail_first
         scanned = self._scan(asked, part.nearest(probes, nprobe), times)
-        keys = self._kernels.keys_of(probes, np.concatenate([scanned.rows, tail], axis=1))
-        looked = np.full(len(asked), nprobe)
-        return np.sort(keys, axis=1), self._all_coded(scanned.rows, looked), tail_all
+        coded_all = self._all_coded(scanned.rows, np.full(len(asked), nprobe))
+        candidates = np.concatenate([scanned.rows, tail], axis=1)
+        return self._kernels.best(probes, candidates, self._limits(coded_all, tail_all))
 
     def _all_coded(self, rows: Int64, looked: Int64) -> Bool:
         """Tell for which probes there are no other rows with codes than those found."""
@@ -285,31 +315,8 @@ class Looking:
         every: Bool = everywhere & (few | (wanted == self._tail_first))
         return every
 
-    def _kept(self, ranked: Ranked) -> Bool:
+    def _kept(self, ranked: rescore.Ranked) -> Bool:
         """Mark the best row of each of the first k subjects that are not erased."""
         rows = np.maximum(ranked.rows, 0)
         erased, subjects = self._rows.erased(rows), self._rows.subjects(rows)
         return rescore.keep(ranked, erased=erased, subjects=subjects, k=self._wanted.k)
-
-    def _no_more_above(self, ranked: Ranked, coded_all: Bool, tail_all: Bool) -> Bool:
-        """Tell, bool [m], for which probes fetching more would bring nothing at the threshold."""
-        below = (ranked.scores < self._wanted.threshold) & (ranked.rows >= 0)
-        in_tail = ranked.rows >= self._tail_first
-        coded_done = coded_all | (below & ~in_tail).any(axis=1)
-        tail_done = tail_all | (below & in_tail).any(axis=1)
-        done: Bool = coded_done & tail_done
-        return done
-
-    def _gathered(self, answers: list[tuple[Int64, Int64, Float32]]) -> Hits:
-        """Return the answers, probe number with row and score, in the order of the probes."""
-        probes_count = len(self._wanted.probes)
-        probe = np.concatenate([answer[0] for answer in answers] or [np.empty(0, np.int64)])
-        order = np.argsort(probe, kind="stable")
-        empty = np.empty(0)
-        return Hits(
-            counts=np.bincount(probe, minlength=probes_count).astype(np.int32),
-            rows=np.concatenate([a[1] for a in answers] or [empty.astype(np.int64)])[order],
-            scores=np.concatenate([a[2] for a in answers] or [empty.astype(np.float32)])[order],
-            scanned=self._scanned,
-            rows_count=self._count,
-        )

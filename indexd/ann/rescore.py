@@ -1,15 +1,18 @@
 """From rows worth a look to the answer: exact scores, one row per subject, best first.
 
-Everything works on whole matrices; a Python loop over rows would cost more than the scan.
+Where it was compiled, `indexd.ann.native` does it. In NumPy everything works on whole matrices; a
+Python loop over rows would cost more than the scan.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from facegrid import vectors
 from facegrid.vectors import Float32, Int64, Probes
+from indexd.ann.native.library import Library, Limits, load
 from indexd.ann.rows import Bool, Int32, Rows
 
 ROW_BITS = 32
@@ -18,6 +21,7 @@ LAST = np.int64(np.iinfo(np.int64).max)
 """Sorts behind every row."""
 SLICE_ROWS = 1024
 """Rows rescored at a time: keeps the float32 copies in cache."""
+NATIVE: Final = load()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,72 @@ class Ranked:
     scores: Float32
 
 
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best row of each of the best subjects of each probe, best first.
+
+    Attributes:
+        counts: int32 [m], entries of each probe; 0 where it is not done.
+        rows: int64 [m, k]; what stands behind the last entry means nothing.
+        scores: float32 [m, k], likewise.
+        done: bool [m]: whether no other candidates would have brought anything better.
+    """
+
+    counts: Int32
+    rows: Int64
+    scores: Float32
+    done: Bool
+
+    def put(self, probes: Int64, other: "Best") -> None:
+        """Take what another search found for some probes, int64 [n]."""
+        self.counts[probes] = other.counts
+        self.rows[probes] = other.rows
+        self.scores[probes] = other.scores
+        self.done[probes] = other.done
+
+
+def best(
+    rows: Rows,
+    probes: Probes,
+    candidates: Int64,
+    limits: Limits,
+    *,
+    native: Library | None = NATIVE,
+) -> Best:
+    """Return the best of candidates, int64 [m, c] with -1 for none, by exact scores.
+
+    Erased rows and scores below the threshold are left out.
+    """
+    if native is not None:
+        return Best(*native.answer(rows.placed, probes, candidates, limits))
+    keys = keys_of(rows, probes, candidates, native=None)
+    keys.sort(axis=1)
+    return best_of(rows, keys, limits)
+
+
+def best_of(rows: Rows, keys: Int64, limits: Limits) -> Best:
+    """Return the best of candidates given as sorted keys, int64 [m, c]."""
+    found = ranked(keys)
+    at = np.maximum(found.rows, 0)
+    kept = keep(found, erased=rows.erased(at), subjects=rows.subjects(at), k=limits.k)
+    below = (found.scores < limits.threshold) & (found.rows >= 0)
+    in_tail = found.rows >= limits.tail_first
+    done = limits.whole[0] | (below & ~in_tail).any(axis=1)
+    done &= limits.whole[1] | (below & in_tail).any(axis=1)
+    done |= np.count_nonzero(kept, axis=1) >= limits.k
+    kept &= done[:, None] & (found.scores >= limits.threshold)
+    counts = np.count_nonzero(kept, axis=1).astype(np.int32)
+    entries = np.arange(limits.k) < counts[:, None]
+    answer = Best(
+        counts=counts,
+        rows=np.full(entries.shape, -1, np.int64),
+        scores=np.zeros(entries.shape, np.float32),
+        done=done,
+    )
+    answer.rows[entries], answer.scores[entries] = found.rows[kept], found.scores[kept]
+    return answer
+
+
 def rank(rows: Rows, probes: Probes, candidates: Int64) -> Ranked:
     """Return candidates, int64 [m, c] with -1 for none, with exact scores and in order."""
     keys = keys_of(rows, probes, candidates)
@@ -60,14 +130,19 @@ def rank(rows: Rows, probes: Probes, candidates: Int64) -> Ranked:
     return ranked(keys)
 
 
-def keys_of(rows: Rows, probes: Probes, candidates: Int64) -> Int64:
+def keys_of(
+    rows: Rows, probes: Probes, candidates: Int64, *, native: Library | None = NATIVE
+) -> Int64:
     """Return numbers, int64 [m, c], that sort as candidates do by their exact scores.
 
     Args:
         rows: where the candidates are.
         probes: m probes.
         candidates: int64 [m, c]; -1 for none, whose number is LAST.
+        native: what does it; None: NumPy.
     """
+    if native is not None:
+        return native.keys(rows.placed, probes, candidates)
     scores = np.empty(candidates.shape, np.float32)
     step = max(1, SLICE_ROWS // max(1, candidates.shape[1]))
     for begin in range(0, len(probes), step):

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from facegrid.vectors import Float64, Int8, Int64
 from indexd.ann import memory
+from indexd.ann.native.library import RowArrays, RowsAt
 
 Int32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
@@ -67,6 +68,7 @@ class Rows:
         self._erased: Bool = np.zeros(SIDE_ROWS_MIN, np.bool_)
         self._live: UInt8 = np.full(SIDE_ROWS_MIN // 8, 0xFF, np.uint8)
         self._writing = threading.Lock()
+        self._placed: RowsAt | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -153,6 +155,20 @@ class Rows:
     def erased(self, rows: Int64) -> Bool:
         """Tell which of the rows are erased by now."""
         return self._erased.take(rows)
+
+    @property
+    def placed(self) -> RowsAt:
+        """Where the rows lie that there are now. Later erasures may show in it or not."""
+        placed = self._placed
+        # Arrays and chunks only ever make way for longer ones.
+        if (
+            placed is None
+            or placed.kept.erased is not self._erased
+            or len(placed.kept.chunks) != len(self._chunks)
+        ):
+            arrays = RowArrays(tuple(self._chunks), self._squares, self._subjects, self._erased)
+            placed = self._placed = RowsAt(arrays, self.dim)
+        return placed
 
     def live_bits(self) -> UInt8:
         """Return a bitmap that follows later erasures: bit i % 8 of byte i / 8 is set if i lives.

@@ -8,23 +8,27 @@ import numpy as np
 
 from facegrid import vectors
 from facegrid.errors import FacegridError
+from indexd.ann import rescore
 from indexd.ann.codebook import PQ_BITS, PQ_STEP, Codebook
 from indexd.ann.index import ShardIndex
 from indexd.ann.ivfpq import EncodedRows, IvfPq
+from indexd.ann.native.library import Limits
 
 _DIM = 32
 _ROWS = 300
 _NLIST = 3
 _SEED = 7
 _ALL = -2.0
+_CANDIDATES = 20
+_K = 5
 
 
 def self_test() -> None:
     """Try the engine on a few rows.
 
     Raises:
-        FacegridError: rows do not come back as coded (ENGINE_UNFIT), or come back though erased
-            (SELECTOR_IGNORED).
+        FacegridError: rows do not come back as coded, or what is compiled scores otherwise
+            (ENGINE_UNFIT), or rows come back though erased (SELECTOR_IGNORED).
     """
     rng = np.random.default_rng(_SEED)
     x = rng.standard_normal((_ROWS, _DIM), dtype=np.float32)
@@ -41,6 +45,7 @@ def self_test() -> None:
     index.erase(erased)
     # Straight from faiss, without the mask that is applied again afterwards.
     expect_masked(index, probes, erased)
+    _expect_same_answers(index, probes)
 
 
 def expect_masked(index: ShardIndex, probes: vectors.Probes, erased: vectors.Int64) -> None:
@@ -51,6 +56,24 @@ def expect_masked(index: ShardIndex, probes: vectors.Probes, erased: vectors.Int
         raise FacegridError(
             "this build of faiss ignores which rows are erased", reason="SELECTOR_IGNORED"
         )
+
+
+def _expect_same_answers(index: ShardIndex, probes: vectors.Probes) -> None:
+    """Raise FacegridError (ENGINE_UNFIT) unless what is compiled answers as NumPy does."""
+    if rescore.NATIVE is None:
+        return
+    rng = np.random.default_rng(_SEED)
+    candidates = rng.integers(-1, _ROWS, (len(probes), _CANDIDATES))
+    whole = np.ones((2, len(probes)), np.bool_)
+    limits = Limits(k=_K, threshold=0.0, tail_first=_ROWS, whole=whole)
+    ours = rescore.best(index.rows, probes, candidates, limits)
+    numpys = rescore.best(index.rows, probes, candidates, limits, native=None)
+    entries = np.arange(_K) < numpys.counts[:, None]
+    same = (ours.counts == numpys.counts).all() and (
+        ours.rows[entries] == numpys.rows[entries]
+    ).all()
+    if not same or not (ours.scores[entries] == numpys.scores[entries]).all():
+        raise FacegridError("what was compiled scores in another way", reason="ENGINE_UNFIT")
 
 
 def _made_up_codebook(rng: np.random.Generator) -> Codebook:

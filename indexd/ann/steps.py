@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from facegrid.tuning import Effort
-from facegrid.vectors import Float32, Int64
+from facegrid.tuning import Effort, Step
+from facegrid.vectors import Float32, Float64, Int64
 
 SPARED_ROWS_MIN: Final = 32_768
 """Of a shard: a step that would spare fewer is left out."""
@@ -40,14 +40,17 @@ class Steps:
             ),
             key=lambda step: step.score,
         )
-        lists = np.maximum.accumulate([step.nprobe for step in reversed(steps)] or [self.most])
-        self._scores = np.array([step.score for step in steps], np.float64)
-        self._lists: Int64 = np.append(self.most, np.minimum(lists[::-1][: len(steps)], self.most))
-
-    @property
-    def first(self) -> int:
+        self._scores: Float64 = np.empty(0)
+        self._lists: Int64 = np.array([self.most])
+        if steps:
+            self._take(steps)
+        self.first = int(self._lists[-1])
         """Lists to look into before anything is known."""
-        return int(self._lists[-1])
+
+    def _take(self, steps: list[Step]) -> None:
+        lists = np.maximum.accumulate([step.nprobe for step in reversed(steps)])
+        self._scores = np.array([step.score for step in steps], np.float64)
+        self._lists = np.append(self.most, np.minimum(lists[::-1], self.most))
 
     def needed(self, scores: Float32) -> Int64:
         """Return how many lists suffice to find whatever scores more than `scores`, int64 [m]."""

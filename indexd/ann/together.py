@@ -53,9 +53,15 @@ class Searchable(Protocol):
         """Rows, erased ones included."""
 
     def looking(
-        self, wanted: Wanted, nearest: Int64, effort: Effort | None, *, rows_count: int
+        self,
+        wanted: Wanted,
+        nearest: Int64,
+        effort: Effort | None,
+        *,
+        rows_count: int,
+        share: float,
     ) -> Looking:
-        """Return a search that has not begun, of the first rows."""
+        """Return a search that has not begun, of the first rows, which are a share of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +92,11 @@ class _Searched:
         self._wanted = wanted
         efforts = [one.index.effort(one.effort) for one in asked]
         nearest = _nearest(asked, efforts, wanted.probes)
+        counts = [one.index.rows_count for one in asked]
+        whole = max(1, sum(counts))
         self.lookings = [
-            one.index.looking(wanted, lists, effort, rows_count=one.index.rows_count)
-            for one, lists, effort in zip(asked, nearest, efforts, strict=True)
+            one.index.looking(wanted, lists, effort, rows_count=count, share=count / whole)
+            for one, lists, effort, count in zip(asked, nearest, efforts, counts, strict=True)
         ]
         for looking in self.lookings:
             looking.begin()

@@ -148,16 +148,23 @@ def _best(every: _Entries, states: Sequence[ShardState], k: int) -> _Entries:
     if not len(every.probe):
         return every
     entries = every.part(np.lexsort((-every.scores, every.probe)))
+    tied = (np.diff(entries.probe) == 0) & (np.diff(entries.scores) == 0)
+    if tied.any():
+        entries = _by_name(entries, states, k)
+    rank = np.arange(len(entries.probe)) - np.searchsorted(entries.probe, entries.probe)
+    return entries.part(rank < k)
+
+
+def _by_name(entries: _Entries, states: Sequence[ShardState], k: int) -> _Entries:
+    """Return sorted entries with those of equal score by their ids, few more than k each."""
     probe, scores = entries.probe, entries.scores
     starts = np.searchsorted(probe, probe)
     last = np.minimum(starts + k, np.searchsorted(probe, probe, "right")) - 1
     # Whoever ties with the last may stand before it by name.
     entries = entries.part((np.arange(len(probe)) <= last) | (scores == scores[last]))
-    entries = entries.part(
+    return entries.part(
         np.lexsort((_places_by_name(entries, states), -entries.scores, entries.probe))
     )
-    rank = np.arange(len(entries.probe)) - np.searchsorted(entries.probe, entries.probe)
-    return entries.part(rank < k)
 
 
 def _places_by_name(entries: _Entries, states: Sequence[ShardState]) -> Int64:

@@ -63,6 +63,7 @@ class Committer:
         self._wake = asyncio.Event()
         self._queued_bytes = 0
         self._rounds = asyncio.Lock()
+        self._written_ms = 0
 
     def add(self, writer: ShardWriter) -> None:
         """Take on a primary."""
@@ -193,13 +194,22 @@ class Committer:
         if live:
             await self._commit(live)
 
+    def _next_ms(self) -> int:
+        """Return the time to write into the next group.
+
+        It rises from group to group though the wall clock may go back: of two log objects that
+        follow the same one, whoever recovers without etcd takes the one written last.
+        """
+        self._written_ms = max(self._ports.clock.unix_ms(), self._written_ms + 1)
+        return self._written_ms
+
     async def _prepare(self, writer: ShardWriter, groups: list[PendingGroup]) -> None:
         """Form a group, encode and store it; a group that could not be stored fails as a whole."""
         formed = form_group(
             writer.state,
             writer.waiting,
             bytes_max=limits.LOG_GROUP_BYTES_MAX,
-            unix_ms=self._ports.clock.unix_ms(),
+            unix_ms=self._next_ms(),
         )
         for result, ticket in formed.settled:
             ticket.settle(result)

@@ -34,6 +34,21 @@ class Gate:
                 self._changed.notify_all()
 
     @contextmanager
+    def at_once(self, *, alone: bool) -> Iterator[bool]:
+        """Be inside if nobody has to be waited for; gives whether one is."""
+        with self._changed:
+            entered = not self._wanting and (self._inside == 0 or (self._inside > 0 and not alone))
+            if entered:
+                self._inside = -1 if alone else self._inside + 1
+        try:
+            yield entered
+        finally:
+            if entered:
+                with self._changed:
+                    self._inside = 0 if alone else self._inside - 1
+                    self._changed.notify_all()
+
+    @contextmanager
     def alone(self) -> Iterator[None]:
         """Be the only one inside."""
         with self._changed:
@@ -75,8 +90,7 @@ class _Gated(ThreadPoolExecutor):
 class Device:
     """Threads that search and change indexes.
 
-    One that searches alone also changes them, so nothing needs a gate. Several search while none
-    of them is changed.
+    One that searches alone also changes them. Several search while none of them is changed.
 
     Args:
         searches_max: searches side by side.
@@ -88,14 +102,23 @@ class Device:
     """
 
     def __init__(self, searches_max: int, started: Callable[[], None]) -> None:
+        self._gate = gate = Gate()
+        self._single = searches_max == 1
         self.searching: ThreadPoolExecutor
         self.owning: ThreadPoolExecutor
-        if searches_max == 1:
-            self.searching = self.owning = ThreadPoolExecutor(1, "search", started)
+        if self._single:
+            self.searching = self.owning = _Gated(1, "search", started, gate.alone)
             return
-        gate = Gate()
         self.searching = _Gated(searches_max, "search", started, gate.together)
         self.owning = _Gated(1, "owner", started, gate.alone)
+
+    def search_here(self, work: Callable[[], T]) -> tuple[T] | None:
+        """Search in the thread that calls, which has done what each thread does first.
+
+        None: the device has other work, and nothing was done.
+        """
+        with self._gate.at_once(alone=self._single) as entered:
+            return (work(),) if entered else None
 
     def shutdown(self) -> None:
         """Let what runs end, and take nothing more."""

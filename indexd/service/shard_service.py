@@ -46,7 +46,7 @@ from indexd.service.describing import device_status, shard_status
 from indexd.service.map_version import map_version, telling_map
 from indexd.service.memory import memory
 from indexd.service.reshape_calls import ReshapeCalls
-from indexd.service.scheduler import DEFAULT, Scheduler
+from indexd.service.scheduler import DEFAULT, Here, Scheduler
 from indexd.service.tuning_calls import TuningCalls
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -66,6 +66,7 @@ class ServicePorts:
     tuner: Tuner | None = None
     measure_thread: ThreadPoolExecutor | None = None
     devices: GpuEngine | None = None
+    search_here: Here | None = None
 
 
 class ShardService(ReshapeCalls, TuningCalls):
@@ -81,6 +82,7 @@ class ShardService(ReshapeCalls, TuningCalls):
             ports.clock,
             ports.batching,
             search=search if ports.devices is None else partial(search, find=ports.devices.search),
+            here=ports.search_here,
         )
 
     @override

@@ -1,6 +1,7 @@
 """Searches of several callers in one batch: each gets what it would have got alone, in time."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
@@ -22,9 +23,10 @@ from facegrid.vectors import Float32, Probes
 from indexd.engine.batches import BatchLimits
 from indexd.engine.search import Found, Wish, search
 from indexd.engine.state import ShardState
+from indexd.service import scheduler as scheduling
 from indexd.service.device import Device, Gate
 from indexd.service.metrics import SEARCH_METRICS, SearchMetrics
-from indexd.service.scheduler import Scheduler
+from indexd.service.scheduler import Here, Scheduler
 from indexd.service.shard_service import ServicePorts, ShardService
 
 DIM = 32
@@ -109,14 +111,14 @@ async def turn() -> None:
 
 
 @asynccontextmanager
-async def bench(**limits: float) -> AsyncIterator[Bench]:
+async def bench(here: Here | None = None, **limits: float) -> AsyncIterator[Bench]:
     clock, executor, batches = ManualClock(), FakeExecutor(), []
 
     def noted(states: Sequence[ShardState], probes: Probes, wish: Wish) -> Found:
         batches.append(len(probes))
         return search(states, probes, wish)
 
-    scheduler = Scheduler(executor, clock, BatchLimits(**limits), search=noted)
+    scheduler = Scheduler(executor, clock, BatchLimits(**limits), search=noted, here=here)
     async with asyncio.TaskGroup() as group:
         yield Bench(clock, executor, scheduler, group, batches)
 
@@ -267,7 +269,8 @@ async def test_what_is_erased_while_a_batch_runs_is_in_no_answer_of_it() -> None
     nothing: Any = None
     view = SimpleNamespace(gallery=lambda _name: None)
     node: Any = SimpleNamespace(view=view)
-    service = ShardService(ServicePorts(nothing, clock, executor, nothing), node, nothing)
+    ports = ServicePorts(nothing, clock, executor, nothing, search_here=lambda _work: None)
+    service = ShardService(ports, node, nothing)
     copy: Any = SimpleNamespace(state=state, check_serving=lambda: None)
     request = pb.SearchRequest(gallery="g", k=2, threshold=-2.0)
     tasks = [
@@ -280,10 +283,8 @@ async def test_what_is_erased_while_a_batch_runs_is_in_no_answer_of_it() -> None
                 deadline_s=clock.now_s() + 60,
             )
         )
-        for probes in (x[:1], x[:1], x[1:])
+        for probes in (x[:1], x[1:])
     ]
-    await turn()
-    executor.run()
     await turn()
     executor.run()
     state.erase_rows(np.array([10]))
@@ -293,10 +294,10 @@ async def test_what_is_erased_while_a_batch_runs_is_in_no_answer_of_it() -> None
     await turn()
     found = [await task for task in tasks]
 
-    assert found[2].places[0] == (0, 50)
-    assert (0, 10) not in found[1].places
+    assert found[1].places[0] == (0, 50)
+    assert (0, 10) not in found[0].places
     assert again == 1
-    assert service.scheduler.counts.batches == 3
+    assert service.scheduler.counts.batches == 2
 
 
 async def test_beyond_the_bound_callers_are_told_to_slow_down(states: list[ShardState]) -> None:
@@ -347,6 +348,87 @@ async def test_the_wait_for_a_search_is_measured(states: list[ShardState]) -> No
     assert {*told, f"{prefix}_unsearched_total"} == {spec.name for spec in SEARCH_METRICS}
 
 
+async def test_small_searches_are_made_at_once_together_with_all_that_have_come(
+    states: list[ShardState],
+) -> None:
+    """1 three callers come; 2 one batch of them is searched, and no thread hears of it."""
+    device = Device(1, lambda: None)
+    asked = [unit_rows(1, 10 + number) for number in range(3)]
+    try:
+        async with bench(device.search_here) as b:
+            tasks = [b.ask(states, x) for x in asked]
+            await turn()
+            answers = [await task for task in tasks]
+    finally:
+        device.shutdown()
+
+    assert (b.batches, len(b.executor.given), b.scheduler.counts.calls) == ([3], 0, 3)
+    for x, answer in zip(asked, answers, strict=True):
+        assert columns(answer) == columns(search(states, vectors.prepare_probes(x), WISH))
+
+
+async def test_large_searches_are_left_to_a_thread(
+    states: list[ShardState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = scheduling.EXACT_FACTOR * sum(state.index.rows_count for state in states)
+    monkeypatch.setattr(scheduling, "SMALL_ROWS", 2 * rows)
+    device = Device(1, lambda: None)
+    try:
+        async with bench(device.search_here) as b:
+            large = b.ask(states, unit_rows(3, 1))
+            await turn()
+            left = len(b.executor.given)
+            small = b.ask(states, unit_rows(2, 2))
+            await turn()
+            waiting = b.scheduler.waiting_count
+            await b.run()
+            done = large.done(), small.done()
+    finally:
+        device.shutdown()
+
+    assert (left, waiting, done) == (1, 2, (True, True))
+    assert (b.batches, b.executor.given) == ([3, 2], [])
+
+
+async def test_small_searches_do_not_wait_on_the_event_loop_for_a_device_at_work(
+    states: list[ShardState],
+) -> None:
+    """1 the device's thread changes an index; 2 a search comes; 3 it is left to the threads."""
+    device = Device(1, lambda: None)
+    begun, over = threading.Event(), threading.Event()
+    try:
+        at_work = device.owning.submit(lambda: (begun.set(), over.wait(60)))
+        assert begun.wait(60)
+        async with bench(device.search_here) as b:
+            task = b.ask(states, unit_rows(1, 1))
+            await turn()
+            left = len(b.executor.given)
+            over.set()
+            at_work.result()
+            await b.run()
+            await task
+    finally:
+        over.set()
+        device.shutdown()
+
+    assert left == 1
+
+
+async def test_what_breaks_a_search_made_at_once_is_told_to_its_callers(
+    states: list[ShardState],
+) -> None:
+    def broken(_work: Any) -> Any:
+        raise ValueError("broken")
+
+    async with bench(broken) as b:
+        tasks = [b.ask(states, unit_rows(1, 1)) for _ in range(2)]
+        answers = [await task for task in tasks]
+        waiting = b.scheduler.waiting_count
+
+    assert [str(answer) for answer in answers] == ["broken", "broken"]
+    assert waiting == 0
+
+
 def test_whoever_changes_an_index_is_alone_and_comes_before_newcomers() -> None:
     """1 a search is inside; 2 a change wants in; 3 another search comes; 4 the first leaves."""
     gate, device = Gate(), Device(2, lambda: None)
@@ -373,6 +455,20 @@ def test_whoever_changes_an_index_is_alone_and_comes_before_newcomers() -> None:
         device.shutdown()
 
     assert order == ["first", "change", "newcomer"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_who_does_not_wait_enters_a_gate_only_where_it_is_free(*, alone: bool) -> None:
+    gate = Gate()
+
+    with gate.at_once(alone=alone) as entered, gate.at_once(alone=alone) as second:
+        assert (entered, second) == (True, not alone)
+    with gate.alone(), gate.at_once(alone=alone) as beside:
+        assert not beside
+    with gate.together(), gate.at_once(alone=alone) as joined:
+        assert joined is not alone
+    with gate.at_once(alone=True) as again:
+        assert again
 
 
 def test_one_thread_that_searches_owns_the_indexes_too() -> None:

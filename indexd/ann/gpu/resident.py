@@ -84,12 +84,18 @@ class Resident:
         return Effort(nprobe=min(max(nprobe, 1), part.nlist), depth=effort.depth)
 
     def looking(
-        self, wanted: Wanted, nearest: Int64, effort: Effort | None, *, rows_count: int
+        self,
+        wanted: Wanted,
+        nearest: Int64,
+        effort: Effort | None,
+        *,
+        rows_count: int,
+        share: float,
     ) -> Looking:
         """See `Searchable`. Whoever wants an exhaustive search gets it exact."""
         coded = None
         if self._part is not None and effort is not None and not wanted.exhaustive:
-            coded = Coded(self._part, effort)
+            coded = Coded(self._part, effort, share)
         return Looking(
             self._source, coded, wanted, nearest, rows_count=rows_count, kernels=self.rows
         )

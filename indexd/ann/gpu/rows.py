@@ -16,6 +16,8 @@ from facegrid import vectors
 from facegrid.vectors import PROBE_STEP, Float32, Int64, Probes
 from indexd.ann import rescore
 from indexd.ann.gpu.arrays import Arrays
+from indexd.ann.native.library import Limits
+from indexd.ann.rescore import Best
 from indexd.ann.rows import Block, Bool, Rows
 
 CHUNK_ROWS_MIN: Final = 1 << 14
@@ -154,6 +156,12 @@ class DeviceRows:
             part = slice(begin, begin + step)
             scores[part] = self.scores(probes.part(part), np.maximum(candidates[part], 0))
         return rescore.sort_keys(scores, candidates)
+
+    def best(self, probes: Probes, candidates: Int64, limits: Limits) -> Best:
+        """See `indexd.ann.looking.Kernels`."""
+        keys = self.keys_of(probes, candidates)
+        keys.sort(axis=1)
+        return rescore.best_of(self._source, keys, limits)
 
     def scores(self, probes: Probes, rows: Int64) -> Float32:
         """Return the exact scores of each probe with its rows, float32 [m, c]."""
