@@ -5,6 +5,10 @@ costs the same whatever it carries. So a batch goes out at once while the galler
 one is under way, further callers collect, and go out together when it returns, when they are many
 enough to fill a batch, or when it takes oddly long. An idle router adds no wait at all.
 
+Where callers are many but do not fill two batches, they go in two halves, so that nodes search
+for one while the router hears and answers the other; with one batch at a time they would wait for
+each other.
+
 A batch is searched with the largest k and the lowest threshold of its callers, and each is given
 its own cut: exactly what it would have got alone. No caller can harm another: everything is
 checked before it joins, a batch waits as long as its most patient caller, each caller leaves by
@@ -46,6 +50,7 @@ class CoalesceLimits:
         candidates_max: probes times k of one batch, unless one caller alone wants more; so a few
             long lists never make many short ones long.
         rows_full: waiting probes that go out without waiting for the batch before.
+        rows_half: waiting probes that do so if they are half of all, those under way included.
         batches_max: batches under way per gallery that full ones may make.
         late_batches_max: batches under way per gallery, late ones included.
         wait_s_min: shortest time after which a batch counts as late.
@@ -56,6 +61,7 @@ class CoalesceLimits:
     rows_max: int = 256
     candidates_max: int = 65_536
     rows_full: int = 64
+    rows_half: int = 16
     batches_max: int = 2
     late_batches_max: int = 8
     wait_s_min: float = 0.025
@@ -64,6 +70,7 @@ class CoalesceLimits:
     def __post_init__(self) -> None:
         """Refuse limits that contradict one another."""
         assert 1 <= self.rows_full <= self.rows_max, "a full batch must fit"
+        assert self.rows_half >= 1, "nothing is no half"
         assert 1 <= self.batches_max <= self.late_batches_max, "late ones are beyond full ones"
 
 
@@ -95,6 +102,7 @@ class _Waiter:
 @dataclass(slots=True, eq=False)
 class _Batch:
     waiters: list[_Waiter]
+    rows_count: int
     started_s: float
     task: asyncio.Task[Outcome[Answer]] | None = None
 
@@ -110,6 +118,12 @@ class _Lane:
     batches: set[_Batch] = field(default_factory=set)
     took_s: float = 0.0
     alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def half(self) -> int:
+        """Half of the probes that wait or are under way."""
+        searched = sum(batch.rows_count for batch in self.batches)
+        return -(-(self.rows_count + searched) // 2)
 
 
 class Coalescer:
@@ -182,12 +196,16 @@ class Coalescer:
         limits = self._limits
         while lane.waiting and (
             not lane.batches
-            or (lane.rows_count >= limits.rows_full and len(lane.batches) < limits.batches_max)
+            or (lane.rows_count >= self._full(lane) and len(lane.batches) < limits.batches_max)
         ):
             self._send(lane)
         if lane.waiting and lane.alarm is None:
             wait_s = max(limits.wait_s_min, LATE_FACTOR * lane.took_s)
             lane.alarm = asyncio.get_running_loop().call_later(wait_s, self._late, lane)
+
+    def _full(self, lane: _Lane) -> int:
+        """Return how many probes go out without waiting for the batch before."""
+        return min(self._limits.rows_full, max(self._limits.rows_half, lane.half))
 
     def _late(self, lane: _Lane) -> None:
         """Let those that wait for a batch that takes oddly long go on without it."""
@@ -197,13 +215,14 @@ class Coalescer:
         self._pump(lane)
 
     def _send(self, lane: _Lane) -> None:
-        """Send those that wait, as many as fit into one batch."""
+        """Send those that wait, as many as fit into one batch and leave half for the next."""
+        rows_max = min(self._limits.rows_max, max(self._limits.rows_half, lane.half))
         waiters = [lane.waiting.popleft()]
         rows_count, k = waiters[0].question.rows_count, waiters[0].question.k
         while lane.waiting:
             following = lane.waiting[0].question
             more, k = rows_count + following.rows_count, max(k, following.k)
-            if more > self._limits.rows_max or more * k > self._limits.candidates_max:
+            if more > rows_max or more * k > self._limits.candidates_max:
                 break
             waiters.append(lane.waiting.popleft())
             rows_count = more
@@ -212,7 +231,7 @@ class Coalescer:
         search = self._searcher.search(
             joined([waiter.question for waiter in waiters]), deadline_s=deadline_s
         )
-        batch = _Batch(waiters, self._clock.now_s())
+        batch = _Batch(waiters, rows_count, self._clock.now_s())
         try:
             batch.task = self._supervisor.start(search)
         except UnavailableError as error:

@@ -130,6 +130,45 @@ async def test_many_waiting_probes_go_out_without_waiting() -> None:
     assert b.searcher.asked[2].probes == b"ddeeff"
 
 
+async def test_callers_who_do_not_fill_two_batches_go_in_two_halves() -> None:
+    """1 one goes at once, and the first four beside it; 2 half of the thirteen left follow."""
+    async with bench(rows_full=64, rows_half=4, batches_max=2) as b:
+        tasks = [b.ask("a")]
+        await b.searcher.batches(1)
+        tasks += [b.ask(name) for name in "bcdefghijklmn"]
+        await turn()
+        sent = [asked.probes for asked in b.searcher.asked]
+        b.searcher.answers[0].set_result(ANSWER)
+        await turn()
+        left = [asked.probes for asked in b.searcher.asked[len(sent) :]]
+        b.searcher.answers[1].set_result(ANSWER)
+        while not all(task.done() for task in tasks):
+            await turn()
+            for answer in b.searcher.answers:
+                if not answer.done():
+                    answer.set_result(ANSWER)
+
+    assert sent == [b"a", b"bcde"]
+    assert left == [b"fghijkl"]
+
+
+async def test_few_callers_stay_together() -> None:
+    async with bench(rows_full=64, rows_half=16, batches_max=2) as b:
+        tasks = [b.ask("a")]
+        await b.searcher.batches(1)
+        tasks += [b.ask(name) for name in "bcdefghi"]
+        await turn()
+        sent = [asked.probes for asked in b.searcher.asked]
+        b.searcher.answers[0].set_result(ANSWER)
+        await b.searcher.batches(2)
+        b.searcher.answers[1].set_result(ANSWER)
+        for task in tasks:
+            await task
+
+    assert sent == [b"a"]
+    assert b.searcher.asked[1].probes == b"bcdefghi"
+
+
 async def test_a_few_long_lists_never_make_many_short_ones_long() -> None:
     async with bench(candidates_max=100) as b:
         tasks = [b.ask("a")]
