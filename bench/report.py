@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from indexd.ann.native.library import PATH as COMPILED
+
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 PACKAGES = (
@@ -81,6 +83,7 @@ def versions() -> dict[str, Json]:
         # Of faiss there is one of three.
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
+    found["rescoring"] = "compiled" if COMPILED.exists() else "NumPy"
     return found
 
 

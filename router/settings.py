@@ -38,6 +38,11 @@ class RouterSettings(EtcdSettings):
         ge=1,
         description="waiting probes that go out before the batch under way is back",
     )
+    coalesce_rows_half: int = Field(
+        DEFAULTS.rows_half,
+        ge=1,
+        description="waiting probes that do so if they are half of all, those under way included",
+    )
     coalesce_batches_max: int = Field(
         DEFAULTS.batches_max, ge=1, le=8, description="full batches under way per gallery"
     )
@@ -75,6 +80,7 @@ class RouterSettings(EtcdSettings):
         return CoalesceLimits(
             rows_max=self.coalesce_rows_max,
             rows_full=self.coalesce_rows_full,
+            rows_half=self.coalesce_rows_half,
             batches_max=self.coalesce_batches_max,
             wait_s_min=self.coalesce_wait_ms_min / 1000,
         )
