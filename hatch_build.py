@@ -4,6 +4,7 @@ Any C compiler does: `cc`, or what CC names. Without one the package is installe
 NumPy does the work, with the same answers, more slowly.
 """
 
+import hashlib
 import os
 import shlex
 import subprocess
@@ -24,10 +25,12 @@ class CompiledPart(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and say what the wheel is for."""
+        if self.target_name != "wheel":
+            return
         root = Path(self.root)
-        (root / BUILT).unlink(missing_ok=True)
         problem = compiled(root)
         if problem:
+            (root / BUILT).unlink(missing_ok=True)
             self.app.display_warning(f"nothing compiled, NumPy will do it: {problem}")
             return
         build_data["artifacts"].append(f"/{BUILT}")
@@ -40,14 +43,23 @@ class CompiledPart(BuildHookInterface[Any]):
 def compiled(root: Path) -> str:
     """Compile; return what went wrong, or nothing."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
+    source = root / SOURCE
+    made_from = hashlib.sha256(source.read_bytes()).hexdigest()
     # Under another name first: a process may have the old one loaded.
     new = root / f"{BUILT}.new"
-    command = [*compiler, *FLAGS, "-o", str(new), str(root / SOURCE), "-lm"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    if done.returncode:
-        return done.stderr.strip()
-    new.replace(root / BUILT)
-    return ""
+    flags = [*FLAGS, f'-DSOURCE="{made_from}"']
+    problem = ""
+    # Not every compiler and C library can choose between several kinds of processors.
+    for more in ([], ["-DONE_PROCESSOR"]):
+        command = [*compiler, *flags, *more, "-o", str(new), str(source), "-lm"]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=300, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        if not done.returncode:
+            new.replace(root / BUILT)
+            return ""
+        problem = done.stderr.strip()
+    return problem

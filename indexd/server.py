@@ -30,7 +30,7 @@ from facegrid.telemetry.log import Logger, get_logger
 from facegrid.telemetry.metrics import Metrics
 from indexd.ann.gpu.engine import GpuEngine
 from indexd.ann.gpu.open import open_devices
-from indexd.ann.rescore import NATIVE
+from indexd.ann.rescore import NATIVE, WHY_NOT
 from indexd.ann.self_test import self_test
 from indexd.ann.threads import be_last, set_threads
 from indexd.ann.train import lists_fit
@@ -56,6 +56,7 @@ from indexd.replica.view import View
 from indexd.replica.writer import ShardWriter
 from indexd.service.device import Device
 from indexd.service.metrics import DeviceMetrics, NodeMetrics, SearchMetrics
+from indexd.service.scheduler import Here
 from indexd.service.shard_service import ServicePorts, ShardService
 from indexd.settings import IndexdSettings
 
@@ -155,8 +156,7 @@ class Server:
                 tuner=tuner,
                 measure_thread=self._measure_thread,
                 devices=self._devices,
-                # The thread of a GPU would have to be waited for.
-                search_here=self._device.search_here if self._devices is None else None,
+                search_here=self._search_here,
             ),
             self._node,
             trainer,
@@ -167,6 +167,13 @@ class Server:
                 self._metrics.add(DeviceMetrics(self._devices))
         add_ShardServiceServicer_to_server(service, self._rpc.server)
         self._rpc.publish([SERVICE])
+
+    @property
+    def _search_here(self) -> Here | None:
+        """What makes small searches on the event loop: not where a GPU would have to be waited
+        for, or where NumPy takes its time.
+        """
+        return self._device.search_here if self._devices is None and NATIVE is not None else None
 
     def _make_canaries(self, view: View, tuner: Tuner, trainer: Trainer) -> Canaries:
         """Return what repeats some live probes exactly, and acts on what that shows."""
@@ -280,9 +287,7 @@ async def serve(settings: IndexdSettings) -> None:
     """
     self_test()
     if NATIVE is None:
-        get_logger("indexd").warning(
-            "rows are rescored by NumPy, which is slower: nothing was compiled at installation"
-        )
+        get_logger("indexd").warning("rows are rescored by NumPy: slower", why=WHY_NOT)
     devices = open_devices(settings.device, get_logger("indexd").bind(node=settings.node_id))
     store = open_store(settings.store)
     clock = SystemClock()

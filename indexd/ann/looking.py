@@ -267,8 +267,11 @@ class Looking:
 
     def _coded_wanted(self, times: int) -> int:
         assert self._coded is not None, "there are codes"
-        depth, share = self._coded.effort.depth, self._coded.share
-        return min(rows_to_rescore(depth, self._wanted.k * times, share=share), self._tail_first)
+        effort = self._coded.effort
+        # A depth that nobody measured shard by shard is no reason to rescore fewer rows.
+        share = self._coded.share if effort.proven else 1.0
+        wanted = rows_to_rescore(effort.depth, self._wanted.k * times, share=share)
+        return min(wanted, self._tail_first)
 
     def _take(self, which: Int64, scanned: Scanned) -> None:
         """Add what further lists held, as far as it is among the best of all lists by its codes.

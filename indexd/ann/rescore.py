@@ -5,7 +5,6 @@ Python loop over rows would cost more than the scan.
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,8 @@ LAST = np.int64(np.iinfo(np.int64).max)
 """Sorts behind every row."""
 SLICE_ROWS = 1024
 """Rows rescored at a time: keeps the float32 copies in cache."""
-NATIVE: Final = load()
+NATIVE, WHY_NOT = load()
+"""What is compiled; None, and why, where NumPy does it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,14 +159,12 @@ class Rows:
     @property
     def placed(self) -> RowsAt:
         """Where the rows lie that there are now. Later erasures may show in it or not."""
-        placed = self._placed
-        # Arrays and chunks only ever make way for longer ones.
-        if (
-            placed is None
-            or placed.kept.erased is not self._erased
-            or len(placed.kept.chunks) != len(self._chunks)
-        ):
-            arrays = RowArrays(tuple(self._chunks), self._squares, self._subjects, self._erased)
+        # Chunks and arrays only ever make way for longer ones, the mask of the erased last: who
+        # reads that first finds the others at least as long.
+        erased, placed = self._erased, self._placed
+        chunks_count = 0 if placed is None else len(placed.kept.chunks)
+        if placed is None or placed.kept.erased is not erased or chunks_count < len(self._chunks):
+            arrays = RowArrays(erased, self._subjects, self._squares, tuple(self._chunks))
             placed = self._placed = RowsAt(arrays, self.dim)
         return placed
 

@@ -19,6 +19,7 @@ from facegrid import vectors
 from facegrid.clock import Clock
 from facegrid.errors import DeadlineError, OverloadedError
 from facegrid.vectors import Float32, Probes
+from indexd.ann.codebook import RESCORED_MIN
 from indexd.engine.batches import NOTHING, Asked, Batches, BatchLimits
 from indexd.engine.search import Found, Wish, search
 from indexd.engine.state import ShardState
@@ -29,10 +30,15 @@ Here = Callable[[Callable[[], "_Searched"]], "tuple[_Searched] | None"]
 """Runs a search in the thread that calls, if the device has nothing else to do."""
 
 DEFAULT: Final = BatchLimits()
-SMALL_ROWS: Final = 1 << 18
-"""Rows times probes that are looked at on the event loop: about half a millisecond."""
-EXACT_FACTOR: Final = 8
-"""A row that has no codes yet counts as so many."""
+SMALL_US: Final = 800.0
+"""Searches estimated to take no longer are made on the event loop. What follows was measured on
+one core, and only roughly: a search that takes a little longer than thought harms nobody.
+"""
+SHARD_US: Final = 150.0
+CODED_ROW_US: Final = 0.0026
+EXACT_ROW_US: Final = 0.12
+RESCORED_ROW_US: Final = 0.3
+DIM_MEASURED: Final = 512
 
 
 @dataclass(slots=True, eq=False)
@@ -179,7 +185,7 @@ class Scheduler:
     async def _begun(self, batch: list[Asked[_Caller]]) -> _Searched:
         """Search for a batch: in this thread if it is small and the device is free."""
         work = partial(self._searched, batch)
-        if self._here is not None and _rows(batch) <= SMALL_ROWS:
+        if self._here is not None and _cost_us(batch) <= SMALL_US:
             done = self._here(work)
             if done is not None:
                 return done[0]
@@ -230,14 +236,17 @@ class Scheduler:
                 asked.item.answer.set_exception(late)
 
 
-def _rows(batch: list[Asked[_Caller]]) -> int:
-    """Return how many rows a batch looks at, summed over the probes."""
+def _cost_us(batch: list[Asked[_Caller]]) -> float:
+    """Return about how long a batch takes, in microseconds."""
+    first = batch[0].item
     probes_count = sum(asked.probes_count for asked in batch)
-    rows_count = 0
-    for state in batch[0].item.states:
-        coded_count = state.index.indexed_count
-        rows_count += coded_count + EXACT_FACTOR * (state.index.rows_count - coded_count)
-    return probes_count * rows_count
+    each_us = 0.0
+    for state in first.states:
+        rows_count, coded_count = state.index.rows_count, state.index.indexed_count
+        each_us += CODED_ROW_US * coded_count + EXACT_ROW_US * (rows_count - coded_count)
+        each_us += RESCORED_ROW_US * min(rows_count, RESCORED_MIN + first.wish.k)
+    wider = int(first.x.shape[1]) / DIM_MEASURED
+    return SHARD_US * len(first.states) + probes_count * wider * each_us
 
 
 def _fail(answer: "asyncio.Future[Found]", error: BaseException) -> None:

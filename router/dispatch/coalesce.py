@@ -215,8 +215,10 @@ class Coalescer:
         self._pump(lane)
 
     def _send(self, lane: _Lane) -> None:
-        """Send those that wait, as many as fit into one batch and leave half for the next."""
-        rows_max = min(self._limits.rows_max, max(self._limits.rows_half, lane.half))
+        """Send those that wait: as many as fit into one batch, or half where halves are made."""
+        limits, rows_max = self._limits, self._limits.rows_max
+        if limits.batches_max > 1 and limits.rows_half <= lane.half < limits.rows_full:
+            rows_max = lane.half
         waiters = [lane.waiting.popleft()]
         rows_count, k = waiters[0].question.rows_count, waiters[0].question.k
         while lane.waiting:

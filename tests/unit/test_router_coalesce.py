@@ -152,6 +152,21 @@ async def test_callers_who_do_not_fill_two_batches_go_in_two_halves() -> None:
     assert left == [b"fghijkl"]
 
 
+async def test_no_halves_are_made_where_one_batch_goes_at_a_time() -> None:
+    async with bench(rows_full=64, rows_half=4, batches_max=1) as b:
+        tasks = [b.ask("a")]
+        await b.searcher.batches(1)
+        tasks += [b.ask(name) for name in "bcdefghijklmn"]
+        await turn()
+        b.searcher.answers[0].set_result(ANSWER)
+        await b.searcher.batches(2)
+        b.searcher.answers[1].set_result(ANSWER)
+        for task in tasks:
+            await task
+
+    assert [asked.probes for asked in b.searcher.asked] == [b"a", b"bcdefghijklmn"]
+
+
 async def test_few_callers_stay_together() -> None:
     async with bench(rows_full=64, rows_half=16, batches_max=2) as b:
         tasks = [b.ask("a")]

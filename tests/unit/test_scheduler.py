@@ -370,8 +370,7 @@ async def test_small_searches_are_made_at_once_together_with_all_that_have_come(
 async def test_large_searches_are_left_to_a_thread(
     states: list[ShardState], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = scheduling.EXACT_FACTOR * sum(state.index.rows_count for state in states)
-    monkeypatch.setattr(scheduling, "SMALL_ROWS", 2 * rows)
+    monkeypatch.setattr(scheduling, "SMALL_US", 2 * scheduling.SHARD_US + 14)
     device = Device(1, lambda: None)
     try:
         async with bench(device.search_here) as b:

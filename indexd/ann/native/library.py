@@ -4,8 +4,9 @@ Without it every answer is the same, made by NumPy.
 """
 
 import ctypes
+import hashlib
 from collections.abc import Sequence
-from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from facegrid.limits import DIM_MAX
 from facegrid.vectors import Float32, Int8, Int64, Probes
 
 PATH: Final = Path(__file__).with_name("rescore.so")
+SOURCE: Final = PATH.with_suffix(".c")
 PROBE_SUM_MAX: Final = 127 * 128 * 127
 """Largest product of a component of a probe with one of a row."""
 
@@ -28,16 +30,16 @@ class RowArrays:
     """Where rows lie. Whoever asks holds it until the answer is there.
 
     Attributes:
-        chunks: int8 [chunk_rows, dim] each.
-        squares: int32 [n], squared norms.
-        subjects: int32 [n].
         erased: bool [n].
+        subjects: int32 [n].
+        squares: int32 [n], squared norms.
+        chunks: int8 [chunk_rows, dim] each.
     """
 
-    chunks: Sequence[Int8]
-    squares: npt.NDArray[np.int32]
-    subjects: npt.NDArray[np.int32]
     erased: npt.NDArray[np.bool_]
+    subjects: npt.NDArray[np.int32]
+    squares: npt.NDArray[np.int32]
+    chunks: Sequence[Int8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +111,15 @@ class Library:
         path: of the shared library.
 
     Raises:
-        OSError: there is none that can be loaded.
+        OSError: it cannot be loaded.
+        ValueError: it was made from another source than the one here.
     """
 
-    def __init__(self, path: Path = PATH) -> None:
+    def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
+        made_from = c_char_p.in_dll(library, "facegrid_source").value
+        if made_from != source_id():
+            raise ValueError("it was compiled from another source: install facegrid again")
         # ctypes has no types for functions that it finds by name: Any at its edge.
         self._keys: Any = library.facegrid_keys
         self._keys.argtypes = (POINTER(_Rows), POINTER(_Probes), c_void_p, c_int64, c_void_p)
@@ -129,7 +135,7 @@ class Library:
 
     def keys(self, rows: RowsAt, probes: Probes, candidates: Int64) -> Int64:
         """See `indexd.ann.rescore.keys_of`."""
-        candidates = np.ascontiguousarray(candidates)
+        candidates = np.ascontiguousarray(candidates, np.int64)
         keys = np.empty(candidates.shape, np.int64)
         asked = self._asked(probes)
         self._keys(rows.given, asked.given, _at(candidates), candidates.shape[1], _at(keys))
@@ -139,7 +145,7 @@ class Library:
         self, rows: RowsAt, probes: Probes, candidates: Int64, limits: Limits
     ) -> tuple[npt.NDArray[np.int32], Int64, Float32, npt.NDArray[np.bool_]]:
         """Return the arrays of what `indexd.ann.rescore.best` returns."""
-        candidates = np.ascontiguousarray(candidates)
+        candidates = np.ascontiguousarray(candidates, np.int64)
         whole = np.ascontiguousarray(limits.whole)
         asked = self._asked(probes)
         count, k = len(probes), limits.k
@@ -173,6 +179,16 @@ def _at(array: npt.NDArray[Any]) -> int:
     return array.ctypes.data
 
 
-def load() -> Library | None:
-    """Return the library; None where it was not built."""
-    return Library() if PATH.exists() else None
+def source_id() -> bytes:
+    """Return what tells the source from any other; the build puts it into the library."""
+    return hashlib.sha256(SOURCE.read_bytes()).hexdigest().encode()
+
+
+def load() -> tuple[Library | None, str]:
+    """Return the library; None, and why, where there is none that can be used."""
+    if not PATH.exists():
+        return None, "nothing was compiled at installation"
+    try:
+        return Library(PATH), ""
+    except (OSError, ValueError) as error:
+        return None, str(error)

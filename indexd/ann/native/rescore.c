@@ -24,11 +24,19 @@
 #define VACANT (-1)
 
 /* The loop over components is compiled for several kinds of processors; the loader chooses. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(ONE_PROCESSOR) || !defined(__x86_64__) || !defined(__linux__) || defined(__clang__)
+#define FOR_EACH_PROCESSOR
+#elif __GNUC__ >= 12
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
-#define FOR_EACH_PROCESSOR
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx2", "default")))
 #endif
+
+#ifndef SOURCE
+#define SOURCE "unknown"
+#endif
+/* What this was compiled from: the loader compares it with the file beside. */
+const char *facegrid_source = SOURCE;
 
 /* The rows of a shard: see indexd.ann.rows. */
 typedef struct {
