@@ -51,7 +51,10 @@ class Supervisor:
         if self._group is None:
             work.close()
             raise UnavailableError("the router is starting or stopping", reason="STOPPING")
-        return self._group.create_task(_kept(work))
+        task = self._group.create_task(_kept(work))
+        # Who is cancelled before it has begun never came to its work.
+        task.add_done_callback(lambda _: work.close())
+        return task
 
 
 async def _kept(work: Coroutine[Any, Any, T]) -> Outcome[T]:
