@@ -108,9 +108,8 @@ class Scheduler:
         self._search = search
         self._here = here
         self._batches: Batches[_Caller] = Batches(limits)
-        self._running: set[asyncio.Future[_Searched]] = set()
+        self._running_count = 0
         self._alarm: asyncio.TimerHandle | None = None
-        self._soon: asyncio.Handle | None = None
         self.counts = SearchCounts()
 
     @property
@@ -151,45 +150,49 @@ class Scheduler:
             came_s=self._clock.now_s(),
             item=_Caller(states, x, wish, answer),
         )
+        done = self._done_here(asked)
+        if done is not None:
+            self._hand_out([asked], done)
+            return answer.result()
         try:
             self._batches.join(asked)
         except OverloadedError:
             self.counts.refused += 1
             raise
-        if self._here is None:
-            self._pump()
-        elif self._soon is None:
-            # Nobody is heard while a search is made here: whoever was heard by now comes along.
-            self._soon = asyncio.get_running_loop().call_soon(self._pump)
+        self._pump()
         try:
             return await answer
         finally:
             self._batches.leave(asked)
 
+    def _done_here(self, asked: Asked[_Caller]) -> _Searched | None:
+        """Search at once, in this thread: a small search that finds nobody and the device free.
+
+        Not later in this thread: while rows are enrolled, other work of the event loop would come
+        first, and a thread of the device begins meanwhile.
+        """
+        busy = self._running_count or self._batches.probes_count
+        if self._here is None or busy or _cost_us(asked) > SMALL_US:
+            return None
+        done = self._here(partial(self._searched, [asked]))
+        return None if done is None else done[0]
+
     def _pump(self) -> None:
         """Begin what is due."""
-        self._soon = None
-        while batch := self._batches.take(self._clock.now_s(), len(self._running)):
-            running = asyncio.ensure_future(self._begun(batch))
-            self._running.add(running)
+        while batch := self._batches.take(self._clock.now_s(), self._running_count):
+            self._running_count += 1
+            running = asyncio.get_running_loop().run_in_executor(
+                self._executor, self._searched, batch
+            )
             running.add_done_callback(partial(self._ended, batch))
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        due_s = self._batches.due_s(len(self._running))
+        due_s = self._batches.due_s(self._running_count)
         if due_s < NOTHING:
             self._alarm = asyncio.get_running_loop().call_later(
                 max(0.0, due_s - self._clock.now_s()), self._pump
             )
-
-    async def _begun(self, batch: list[Asked[_Caller]]) -> _Searched:
-        """Search for a batch: in this thread if it is small and the device is free."""
-        work = partial(self._searched, batch)
-        if self._here is not None and _cost_us(batch) <= SMALL_US:
-            done = self._here(work)
-            if done is not None:
-                return done[0]
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def _searched(self, batch: list[Asked[_Caller]]) -> _Searched:
         """Search for those who still wait and are not late. In a thread of the device."""
@@ -206,7 +209,7 @@ class Scheduler:
 
     def _ended(self, batch: list[Asked[_Caller]], running: "asyncio.Future[_Searched]") -> None:
         """Hand out what a batch found, and begin what waits."""
-        self._running.discard(running)
+        self._running_count -= 1
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         if error is None:
             self._hand_out(batch, running.result())
@@ -236,17 +239,15 @@ class Scheduler:
                 asked.item.answer.set_exception(late)
 
 
-def _cost_us(batch: list[Asked[_Caller]]) -> float:
-    """Return about how long a batch takes, in microseconds."""
-    first = batch[0].item
-    probes_count = sum(asked.probes_count for asked in batch)
-    each_us = 0.0
-    for state in first.states:
+def _cost_us(asked: Asked[_Caller]) -> float:
+    """Return about how long a search takes, in microseconds."""
+    caller, each_us = asked.item, 0.0
+    for state in caller.states:
         rows_count, coded_count = state.index.rows_count, state.index.indexed_count
         each_us += CODED_ROW_US * coded_count + EXACT_ROW_US * (rows_count - coded_count)
-        each_us += RESCORED_ROW_US * min(rows_count, RESCORED_MIN + first.wish.k)
-    wider = int(first.x.shape[1]) / DIM_MEASURED
-    return SHARD_US * len(first.states) + probes_count * wider * each_us
+        each_us += RESCORED_ROW_US * min(rows_count, RESCORED_MIN + asked.k)
+    wider = int(caller.x.shape[1]) / DIM_MEASURED
+    return SHARD_US * len(caller.states) + asked.probes_count * wider * each_us
 
 
 def _fail(answer: "asyncio.Future[Found]", error: BaseException) -> None:

@@ -269,8 +269,7 @@ async def test_what_is_erased_while_a_batch_runs_is_in_no_answer_of_it() -> None
     nothing: Any = None
     view = SimpleNamespace(gallery=lambda _name: None)
     node: Any = SimpleNamespace(view=view)
-    ports = ServicePorts(nothing, clock, executor, nothing, search_here=lambda _work: None)
-    service = ShardService(ports, node, nothing)
+    service = ShardService(ServicePorts(nothing, clock, executor, nothing), node, nothing)
     copy: Any = SimpleNamespace(state=state, check_serving=lambda: None)
     request = pb.SearchRequest(gallery="g", k=2, threshold=-2.0)
     tasks = [
@@ -283,8 +282,10 @@ async def test_what_is_erased_while_a_batch_runs_is_in_no_answer_of_it() -> None
                 deadline_s=clock.now_s() + 60,
             )
         )
-        for probes in (x[:1], x[1:])
+        for probes in (x[:1], x[:1], x[1:])
     ]
+    await turn()
+    executor.run()
     await turn()
     executor.run()
     state.erase_rows(np.array([10]))
@@ -294,10 +295,10 @@ async def test_what_is_erased_while_a_batch_runs_is_in_no_answer_of_it() -> None
     await turn()
     found = [await task for task in tasks]
 
-    assert found[1].places[0] == (0, 50)
-    assert (0, 10) not in found[0].places
+    assert found[2].places[0] == (0, 50)
+    assert (0, 10) not in found[1].places
     assert again == 1
-    assert service.scheduler.counts.batches == 2
+    assert service.scheduler.counts.batches == 3
 
 
 async def test_beyond_the_bound_callers_are_told_to_slow_down(states: list[ShardState]) -> None:
@@ -348,10 +349,8 @@ async def test_the_wait_for_a_search_is_measured(states: list[ShardState]) -> No
     assert {*told, f"{prefix}_unsearched_total"} == {spec.name for spec in SEARCH_METRICS}
 
 
-async def test_small_searches_are_made_at_once_together_with_all_that_have_come(
-    states: list[ShardState],
-) -> None:
-    """1 three callers come; 2 one batch of them is searched, and no thread hears of it."""
+async def test_small_searches_are_made_at_once(states: list[ShardState]) -> None:
+    """1 three callers come; 2 each is searched for, and no thread hears of it."""
     device = Device(1, lambda: None)
     asked = [unit_rows(1, 10 + number) for number in range(3)]
     try:
@@ -362,7 +361,7 @@ async def test_small_searches_are_made_at_once_together_with_all_that_have_come(
     finally:
         device.shutdown()
 
-    assert (b.batches, len(b.executor.given), b.scheduler.counts.calls) == ([3], 0, 3)
+    assert (b.batches, len(b.executor.given), b.scheduler.counts.calls) == ([1, 1, 1], 0, 3)
     for x, answer in zip(asked, answers, strict=True):
         assert columns(answer) == columns(search(states, vectors.prepare_probes(x), WISH))
 
@@ -380,6 +379,7 @@ async def test_large_searches_are_left_to_a_thread(
             small = b.ask(states, unit_rows(2, 2))
             await turn()
             waiting = b.scheduler.waiting_count
+            await b.run()
             await b.run()
             done = large.done(), small.done()
     finally:
