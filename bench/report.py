@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from indexd.ann.native.library import PATH as COMPILED
+from indexd.ann.rescore import NATIVE
 
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
@@ -83,7 +83,7 @@ def versions() -> dict[str, Json]:
         # Of faiss there is one of three.
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    found["rescoring"] = "compiled" if COMPILED.exists() else "NumPy"
+    found["rescoring"] = "NumPy" if NATIVE is None else "compiled"
     return found
 
 

@@ -152,26 +152,16 @@ async def test_callers_who_do_not_fill_two_batches_go_in_two_halves() -> None:
     assert left == [b"fghijkl"]
 
 
-async def test_no_halves_are_made_where_one_batch_goes_at_a_time() -> None:
-    async with bench(rows_full=64, rows_half=4, batches_max=1) as b:
+@pytest.mark.parametrize(
+    ("rows_half", "batches_max", "callers"), [(4, 1, "bcdefghijklmn"), (16, 2, "bcdefghi")]
+)
+async def test_no_halves_are_made_of_few_or_where_one_batch_goes_at_a_time(
+    rows_half: int, batches_max: int, callers: str
+) -> None:
+    async with bench(rows_full=64, rows_half=rows_half, batches_max=batches_max) as b:
         tasks = [b.ask("a")]
         await b.searcher.batches(1)
-        tasks += [b.ask(name) for name in "bcdefghijklmn"]
-        await turn()
-        b.searcher.answers[0].set_result(ANSWER)
-        await b.searcher.batches(2)
-        b.searcher.answers[1].set_result(ANSWER)
-        for task in tasks:
-            await task
-
-    assert [asked.probes for asked in b.searcher.asked] == [b"a", b"bcdefghijklmn"]
-
-
-async def test_few_callers_stay_together() -> None:
-    async with bench(rows_full=64, rows_half=16, batches_max=2) as b:
-        tasks = [b.ask("a")]
-        await b.searcher.batches(1)
-        tasks += [b.ask(name) for name in "bcdefghi"]
+        tasks += [b.ask(name) for name in callers]
         await turn()
         sent = [asked.probes for asked in b.searcher.asked]
         b.searcher.answers[0].set_result(ANSWER)
@@ -181,7 +171,7 @@ async def test_few_callers_stay_together() -> None:
             await task
 
     assert sent == [b"a"]
-    assert b.searcher.asked[1].probes == b"bcdefghi"
+    assert b.searcher.asked[1].probes == callers.encode()
 
 
 async def test_a_few_long_lists_never_make_many_short_ones_long() -> None:
