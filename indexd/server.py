@@ -95,6 +95,7 @@ class Server:
         # The event loop makes small searches itself.
         begin()
         self._build_thread = ThreadPoolExecutor(1, "build", set_threads, (threads,))
+        self._coding_thread = ThreadPoolExecutor(1, "coding", set_threads, (1,))
         committer = Committer(
             CommitterPorts(coord, store, clock, _new_uuid, self._logger),
             self._applied,
@@ -107,6 +108,7 @@ class Server:
             logger=self._logger,
             search_thread=self._device.owning,
             build_thread=self._build_thread,
+            coding_thread=self._coding_thread,
             readers_grace_s=readers_grace_s(settings.erased_rewrite_s),
         )
         trainer_ports = TrainerPorts(
@@ -272,6 +274,7 @@ class Server:
             if self._devices is not None:
                 self._devices.close()
             self._build_thread.shutdown()
+            self._coding_thread.shutdown()
             self._canary_thread.shutdown()
             self._measure_thread.shutdown()
         self._logger.info("stopped")

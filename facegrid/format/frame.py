@@ -16,7 +16,7 @@ An object is a sequence of frames. Which kinds follow each other is the object's
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Literal
@@ -27,6 +27,7 @@ import lz4.frame
 from facegrid import limits
 from facegrid.errors import CorruptError, InvalidError
 from facegrid.format.checks import Buffer
+from facegrid.steps import Steps, finished
 
 MAGIC: Final = b"FGRD"
 VERSION: Final = 1
@@ -42,6 +43,7 @@ HEADER_BYTES: Final = _HEADER.size + _CRC.size
 _LZ4_RATIO_MAX: Final = 256
 """An lz4 block cannot grow by more: a match of 255 more bytes costs at least one byte."""
 _PIECE_BYTES: Final = 256 * 1024
+_STEP_PIECES: Final = 16
 
 assert HEADER_BYTES % ALIGNMENT == 0
 
@@ -82,11 +84,20 @@ def encode_frame(kind: int, payload: Buffer, *, compress: Compression) -> bytes:
     return b"".join(frame_parts(kind, payload, compress=compress))
 
 
-def frame_parts(kind: int, payload: Buffer, *, compress: Compression) -> list[Buffer]:
-    """Return the pieces of a frame, so that large payloads are copied once, by the final join.
+def frame_parts(kind: int, payload: Buffer, *, compress: Compression) -> list[bytes]:
+    """Return the pieces of a frame.
 
     Raises:
         InvalidError: the payload is longer than a frame may be (FRAME_TOO_LARGE).
+    """
+    return finished(framing(kind, payload, compress=compress))
+
+
+def framing(kind: int, payload: Buffer, *, compress: Compression) -> Steps[list[bytes]]:
+    """Do what `frame_parts` does in steps; a small payload takes one.
+
+    A large one comes in small pieces, all of them bytes: then joining them, which takes tens of
+    milliseconds, holds up no other thread.
     """
     raw_bytes = len(payload)
     if raw_bytes > limits.FRAME_BYTES_MAX:
@@ -100,8 +111,15 @@ def frame_parts(kind: int, payload: Buffer, *, compress: Compression) -> list[Bu
         packed = lz4.frame.compress(payload, store_size=False)
         if len(packed) < raw_bytes:
             stored, flags = packed, FLAG_LZ4
-    head = _HEADER.pack(MAGIC, VERSION, flags, kind, len(stored), raw_bytes, crc32c(stored))
-    return [head, _CRC.pack(crc32c(head)), stored, bytes(-len(stored) % ALIGNMENT)]
+    pieces: list[bytes] = []
+    crc = 0
+    for piece in _pieces(stored):
+        if pieces and len(pieces) % _STEP_PIECES == 0:
+            yield
+        pieces.append(piece)
+        crc = int(google_crc32c.extend(crc, piece))
+    head = _HEADER.pack(MAGIC, VERSION, flags, kind, len(stored), raw_bytes, crc)
+    return [head, _CRC.pack(crc32c(head)), *pieces, bytes(-len(stored) % ALIGNMENT)]
 
 
 def decode_frames(data: Buffer, *, raw_bytes_max: int = limits.FRAME_BYTES_MAX) -> list[Frame]:
@@ -151,13 +169,21 @@ def check_kinds(frames: Sequence[Frame], kinds: Sequence[int], *, what: str) -> 
 
 def crc32c(data: Buffer) -> int:
     """Return the CRC32C (Castagnoli) of the bytes."""
-    if isinstance(data, bytes):
-        return int(google_crc32c.value(data))
-    # The library takes no views; small pieces stay in the processor's cache while copied.
     crc = 0
-    for start in range(0, len(data), _PIECE_BYTES):
-        crc = int(google_crc32c.extend(crc, bytes(data[start : start + _PIECE_BYTES])))
+    for piece in _pieces(data):
+        crc = int(google_crc32c.extend(crc, piece))
     return crc
+
+
+def _pieces(data: Buffer) -> Iterator[bytes]:
+    """Yield bytes as they are, and a view in pieces: the library for checksums takes no views, and
+    small pieces stay in the processor's cache while they are copied.
+    """
+    if isinstance(data, bytes):
+        yield data
+        return
+    for start in range(0, len(data), _PIECE_BYTES):
+        yield bytes(data[start : start + _PIECE_BYTES])
 
 
 @dataclass(frozen=True, slots=True)

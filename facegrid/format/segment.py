@@ -22,13 +22,16 @@ from facegrid.format.checks import (
     serialized,
     sha256_problem,
 )
-from facegrid.format.frame import Compression, Frame, Kind, check_kinds, decode_frames, frame_parts
+from facegrid.format.frame import Compression, Frame, Kind, check_kinds, decode_frames, framing
 from facegrid.ids import ShardId
+from facegrid.steps import Steps, finished
 from facegrid.vectors import Int8
 
 Int32 = npt.NDArray[np.int32]
 UInt8 = npt.NDArray[np.uint8]
 
+STEP_ROWS = 8192
+"""Rows that are handled in one step, where a segment is made in steps."""
 _WHAT = "segment"
 _PLAIN = [
     Kind.SEGMENT_HEADER,
@@ -87,13 +90,21 @@ def segment_rows_max(dim: int) -> int:
 
 
 def encode_segment(segment: Segment) -> bytes:
-    """Return a segment as the bytes of its object, copying the arrays once.
+    """Return a segment as the bytes of its object. For a thread; it holds up no other one.
 
     Raises:
         InvalidError: more rows than `segment_rows_max` (FRAME_TOO_LARGE).
     """
+    return finished(encoding(segment))
+
+
+def encoding(segment: Segment) -> Steps[bytes]:
+    """Do what `encode_segment` does in steps; a small segment takes one."""
+    large = len(segment.template_ids) > STEP_ROWS
     problem = segment_problem(segment)
     assert not problem, problem
+    if large:
+        yield
     header = storage_pb2.SegmentHeader(
         shard_id=segment.shard_id,
         dim=segment.dim,
@@ -118,9 +129,11 @@ def encode_segment(segment: Segment) -> bytes:
             (Kind.SEGMENT_LISTS, array_bytes(segment.lists, "<i4"), "none"),
             (Kind.SEGMENT_PQ_CODES, array_bytes(segment.pq_codes, "u1"), "none"),
         ]
-    parts: list[Buffer] = []
+    parts: list[bytes] = []
     for kind, payload, compress in pieces:
-        parts += frame_parts(kind, payload, compress=compress)
+        parts += yield from framing(kind, payload, compress=compress)
+        if large:
+            yield
     return b"".join(parts)
 
 

@@ -10,7 +10,7 @@ from facegrid.vectors import Float32, Int8, Int64, Probes
 from indexd.ann import exact, rescore, together
 from indexd.ann.codebook import Codebook
 from indexd.ann.effort import effort_of
-from indexd.ann.ivfpq import EncodedRows, IvfPq, encode_rows
+from indexd.ann.ivfpq import EncodedRows, IvfPq, add_rows, encode_rows
 from indexd.ann.looking import Coded, Looking, Wanted
 from indexd.ann.rescore import Hits, Ranked
 from indexd.ann.rows import Bool, Int32, Rows, UInt8
@@ -20,7 +20,8 @@ class ShardIndex:
     """Rows numbered 0..n-1 as enrolled, searched by vector.
 
     One owner thread calls it. `append` and `erase` may run in another thread, one call at a time,
-    while the owner searches. `rebuilt` may run in a third: its result counts from `swap` on.
+    while the owner searches. `rebuilt` and `coded_ahead` may run in further ones: what they return
+    counts from `swap` on, and from `absorb` on.
     """
 
     def __init__(self, dim: int) -> None:
@@ -120,30 +121,58 @@ class ShardIndex:
         """Tell which rows are erased by now."""
         return self._rows.erased(rows)
 
-    def absorb(self, rows_max: int | None = None) -> int:
+    def coded_ahead(self, rows_max: int) -> "KnownCodes | None":
+        """Return the next rows of the exact tail, at most so many, coded for `absorb`.
+
+        None: there are none, or it is known already how they are coded. May run in another thread
+        while others append, erase, absorb and search.
+        """
+        coded = self._coded
+        if coded is None:
+            return None
+        first = coded.count
+        last = min(self._rows.count, first + rows_max)
+        for known in tuple(self._known):
+            if known.codebook is coded.codebook and known.last > first:
+                last = min(last, known.first)
+                break
+        if last <= first:
+            return None
+        return KnownCodes(first, encode_rows(coded, self._rows, first, last), coded.codebook)
+
+    def absorb(self, rows_max: int | None = None, ahead: "KnownCodes | None" = None) -> int:
         """Code the exact tail with the codebook, if there is one; return the rows coded.
 
         Args:
             rows_max: stop after so many, to let searches in between; None: all.
+            ahead: what `coded_ahead` returned: then only these, unless they are of another
+                codebook by now.
         """
-        if self._coded is None:
+        coded = self._coded
+        if coded is None:
             return 0
-        count = self._rows.count
-        last = count if rows_max is None else min(count, self._coded.count + rows_max)
-        first = self._coded.count
-        while self._coded.count < last:
-            self._absorb_to(self._coded, last)
+        first, count = coded.count, self._rows.count
+        last = count if rows_max is None else min(count, first + rows_max)
+        if (
+            ahead is not None
+            and ahead.codebook is coded.codebook
+            and ahead.first <= first < ahead.last
+        ):
+            last = min(last, ahead.last)
+            coded.add(ahead.part(first, last))
+        while coded.count < last:
+            self._absorb_to(coded, last)
         return last - first
 
     def _absorb_to(self, coded: IvfPq, last: int) -> None:
         """Add the next rows, some or all up to `last`, with the codes that they have if any."""
         known = self._known[0] if self._known else None
         if known is None or known.first >= last:
-            encode_rows(coded, self._rows, last)
+            add_rows(coded, self._rows, last)
         elif known.codebook is not coded.codebook or known.last <= coded.count:
             self._known.popleft()
         elif known.first > coded.count:
-            encode_rows(coded, self._rows, known.first)
+            add_rows(coded, self._rows, known.first)
         else:
             coded.add(known.part(coded.count, min(last, known.last)))
 
@@ -155,7 +184,7 @@ class ShardIndex:
         """
         assert codebook.dim == self._rows.dim, f"dim: {codebook.dim} {self._rows.dim}"
         coded = IvfPq(codebook)
-        encode_rows(coded, self._rows, self._rows.count)
+        add_rows(coded, self._rows, self._rows.count)
         return coded
 
     def swap(self, coded: IvfPq) -> None:

@@ -4,6 +4,7 @@ The faiss index is always built through its API from our own arrays and never re
 faiss loads damaged files without complaint.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ from indexd.ann import fastscan
 from indexd.ann.coarse import Coarse
 from indexd.ann.codebook import PQ_BITS, Codebook
 from indexd.ann.fastscan import UInt8
-from indexd.ann.rows import Int32, Rows
+from indexd.ann.rows import Block, Int32, Rows
 
 ENCODE_ROWS = 4096
 """Rows coded at a time: 8 MiB of float32 at 512 dimensions."""
@@ -38,6 +39,12 @@ class EncodedRows:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.lists)
+
+
+def joined(parts: Sequence[EncodedRows]) -> EncodedRows:
+    """Return the rows of all parts, of which there is at least one."""
+    lists = np.concatenate([one.lists for one in parts])
+    return EncodedRows(lists, np.concatenate([one.codes for one in parts]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +254,21 @@ class IvfPq:
         return fastscan.unpack(blocks)[begin - skipped : end - skipped]
 
 
-def encode_rows(part: IvfPq, rows: Rows, last: int) -> int:
+def encode_rows(part: IvfPq, rows: Rows, first: int, last: int) -> EncodedRows:
+    """Return rows first to last - 1 coded with the codebook of `part`, which stays as it is."""
+    blocks = rows.blocks(first, last, rows_max=ENCODE_ROWS)
+    return joined([part.encode(_unit(block)) for block in blocks])
+
+
+def add_rows(part: IvfPq, rows: Rows, last: int) -> int:
     """Code and add the rows that `part` does not have yet, up to `last`; return how many."""
     first = part.count
     for block in rows.blocks(first, last, rows_max=ENCODE_ROWS):
-        x = block.codes.astype(np.float32)
-        x /= np.sqrt(block.squares.astype(np.float32))[:, None]
-        part.add(part.encode(x))
+        part.add(part.encode(_unit(block)))
     return part.count - first
+
+
+def _unit(block: Block) -> Float32:
+    x = block.codes.astype(np.float32)
+    x /= np.sqrt(block.squares.astype(np.float32))[:, None]
+    return x

@@ -30,6 +30,8 @@ CHUNK_ROWS = 1 << 22
 gathered half as fast again from one chunk as from several.
 """
 SIDE_ROWS_MIN = 1 << 10
+VIEWED_ROWS = 1 << 10
+"""Rows from which it is worth looking whether they are consecutive."""
 NORMS_ROWS = 1 << 12
 """Rows that are widened at a time, so that they stay in the cache."""
 
@@ -132,8 +134,16 @@ class Rows:
             self.erased_count = int(np.count_nonzero(self._erased[: self.count]))
 
     def codes(self, rows: Int64) -> Int8:
-        """Return stored rows by number: int8, the shape of `rows` plus [dim]."""
+        """Return stored rows by number: int8, the shape of `rows` plus [dim].
+
+        Not to be written to: many consecutive ones are not copied.
+        """
         chunks = self._chunks
+        if rows.ndim == 1 and len(rows) > VIEWED_ROWS and _consecutive(rows):
+            first, last = int(rows[0]), int(rows[-1]) + 1
+            at = first // CHUNK_ROWS
+            if last <= (at + 1) * CHUNK_ROWS:
+                return chunks[at][first - at * CHUNK_ROWS : last - at * CHUNK_ROWS]
         if len(chunks) == 1:
             return chunks[0].take(rows, axis=0)
         number, within = np.divmod(rows.reshape(-1), CHUNK_ROWS)
@@ -225,3 +235,7 @@ def _grown(array: npt.NDArray[Scalar], capacity: int, filler: int) -> npt.NDArra
     longer = np.full(capacity, filler, array.dtype)
     longer[: len(array)] = array
     return longer
+
+
+def _consecutive(rows: Int64) -> bool:
+    return int(rows[-1]) - int(rows[0]) + 1 == len(rows) and bool((np.diff(rows) == 1).all())

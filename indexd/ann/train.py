@@ -22,7 +22,7 @@ from facegrid.vectors import Float32, Int8, Int64
 from indexd.ann import rescore
 from indexd.ann.codebook import PQ_BITS, PQ_STEP, WANTED_TYPICAL, Codebook
 from indexd.ann.coding import coding_error
-from indexd.ann.ivfpq import IvfPq, encode_rows
+from indexd.ann.ivfpq import IvfPq, add_rows
 from indexd.ann.miss_rate import miss_rate_bound
 from indexd.ann.pseudo import NOISE_ROWS, mated_cosines, pseudo_probes
 from indexd.ann.rows import Bool, Rows
@@ -213,7 +213,7 @@ def _standing(codebook: Codebook, trial: Int8, mates: Mates) -> Standing:
     rows = Rows(codebook.dim)
     rows.append(trial, np.zeros(len(trial), np.int32))
     coded = IvfPq(codebook)
-    encode_rows(coded, rows, len(trial))
+    add_rows(coded, rows, len(trial))
     # Further down the trial, a mate would be out of reach in the grown gallery anyway.
     wanted = min(DEPTHS[-1] // GROWTH, len(trial))
     found = coded.search(mates.probes, wanted, nprobe=codebook.nlist, live=None)

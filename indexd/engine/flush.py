@@ -22,9 +22,17 @@ from facegrid.format.manifest import (
     encode_manifest,
     manifest_name,
 )
-from facegrid.format.segment import Segment, encode_segment, segment_name, segment_rows_max
+from facegrid.format.segment import (
+    STEP_ROWS,
+    Segment,
+    encoding,
+    segment_name,
+    segment_rows_max,
+)
 from facegrid.format.sources import InheritedRequest, SourcePosition
-from indexd.ann.ivfpq import EncodedRows
+from facegrid.steps import Steps
+from indexd.ann.ivfpq import EncodedRows, joined
+from indexd.engine.columns import TextColumn, in_order_met
 from indexd.engine.compaction import Run, SegmentSize
 from indexd.engine.loading import LoadedRows
 from indexd.engine.requests import RequestMemory
@@ -236,10 +244,10 @@ def _fresh(state: ShardState, rows: Int64) -> list[Kept | Fresh]:
     return [Fresh(live[begin : begin + step]) for begin in range(0, len(live), step)]
 
 
-def build(captured: Capture, coded: Sequence[CodedRows | None]) -> Flush:
+def building(captured: Capture, coded: Sequence[CodedRows | None]) -> Steps[Flush]:
     """Return the objects of a flush. For a thread: it encodes and hashes all rows to be written.
 
-    `coded` is what `coded_rows` returned: the codes of each fresh piece, where it has some.
+    `coded` is what `coding` found: the codes of each fresh piece, where it has some.
     """
     state = captured.state
     codes = iter(coded)
@@ -248,18 +256,18 @@ def build(captured: Capture, coded: Sequence[CodedRows | None]) -> Flush:
     segments: list[StoredObject] = []
     for piece in captured.pieces:
         if isinstance(piece, Kept):
-            segment, erased = piece.segment, piece.erased
+            kept, erased = piece.segment, piece.erased
         else:
-            item = _stored(
-                encode_segment(_segment(captured, piece.rows, next(codes))),
-                lambda sha256: segment_name(state.shard_id, sha256),
-            )
+            segment = yield from segment_of(state, piece.rows, next(codes))
+            written = replace(segment, generation=captured.generation, position=captured.position)
+            data = yield from encoding(written)
+            item = _stored(data, lambda sha256: segment_name(state.shard_id, sha256))
             segments.append(item)
-            segment = StoredSegment(item.sha256, piece.rows)
+            kept = StoredSegment(item.sha256, piece.rows)
             erased = np.zeros(len(piece.rows), np.bool_)
-        stored.append(segment)
+        stored.append(kept)
         entries.append(
-            ManifestSegment(sha256=segment.sha256, rows_count=len(segment.rows), erased=erased)
+            ManifestSegment(sha256=kept.sha256, rows_count=len(kept.rows), erased=erased)
         )
     journals = journal_objects(
         state.shard_id,
@@ -294,49 +302,84 @@ def build(captured: Capture, coded: Sequence[CodedRows | None]) -> Flush:
     )
 
 
-def coded_rows(captured: Capture) -> list[CodedRows | None]:
-    """Return each fresh piece as the codebook codes it, None where a row of it is not coded yet.
+class Coding:
+    """Takes the codes of rows out of their index in steps, so that searches come in between.
 
-    For the owner thread.
+    Args:
+        state: whose rows they are.
+        pieces: rows, rising, of each segment to be.
+
+    Attributes:
+        found: each piece as the codebook codes it, None where a row of it is not coded.
     """
+
+    def __init__(self, state: ShardState, pieces: Sequence[Int64]) -> None:
+        self._state = state
+        self._left = list(pieces)
+        self._at = 0
+        self._parts: list[EncodedRows] = []
+        self._codebook = state.codebook
+        self.found: list[CodedRows | None] = []
+
+    def step(self) -> bool:
+        """Take the next ones; tell whether any are left. For the owner thread of the index."""
+        state = self._state
+        if not self._codebook or state.codebook != self._codebook:
+            self.found += [None] * len(self._left)
+            self._left = []
+        if not self._left:
+            return False
+        piece = self._left[0]
+        rows = piece[self._at : self._at + STEP_ROWS]
+        first = int(rows[0])
+        encoded = state.index.encoded(first, int(rows[-1]) + 1)
+        if encoded is not None:
+            at = rows - first
+            self._parts.append(EncodedRows(encoded.lists[at], encoded.codes[at]))
+            self._at += len(rows)
+        if encoded is None or self._at == len(piece):
+            self._end(complete=encoded is not None)
+        return bool(self._left)
+
+    def _end(self, *, complete: bool) -> None:
+        coded = CodedRows(self._codebook, joined(self._parts)) if complete else None
+        self.found.append(coded)
+        self._parts, self._at = [], 0
+        del self._left[0]
+
+
+def coding(captured: Capture) -> Coding:
+    """Return what takes the codes of each fresh piece."""
     fresh = [piece.rows for piece in captured.pieces if isinstance(piece, Fresh)]
-    return [codes_of(captured.state, rows) for rows in fresh]
+    return Coding(captured.state, fresh)
 
 
-def codes_of(state: ShardState, rows: Int64) -> CodedRows | None:
-    """Return rows, rising, as the codebook codes them, if it codes all. For the owner thread."""
-    first = int(rows[0])
-    encoded = state.index.encoded(first, int(rows[-1]) + 1) if state.codebook else None
-    if encoded is None:
-        return None
-    at = rows - first
-    return CodedRows(state.codebook, EncodedRows(encoded.lists[at], encoded.codes[at]))
-
-
-def _segment(captured: Capture, rows: Int64, coded: CodedRows | None) -> Segment:
-    """Return rows as a segment that this flush writes."""
-    segment = segment_of(captured.state, rows, coded)
-    return replace(segment, generation=captured.generation, position=captured.position)
-
-
-def segment_of(state: ShardState, rows: Int64, coded: CodedRows | None) -> Segment:
+def segment_of(state: ShardState, rows: Int64, coded: CodedRows | None) -> Steps[Segment]:
     """Return rows as a segment, with their codes where they have some. For a thread."""
-    numbers: dict[str, int] = {}
-    subject_rows = np.empty(len(rows), np.int32)
-    for at, row in enumerate(rows.tolist()):
-        name = state.subjects.name_of_row(row)
-        subject_rows[at] = numbers.setdefault(name, len(numbers))
+    subjects, subject_rows = in_order_met(state.subjects.numbers_of(rows))
+    template_ids = yield from texts(state.templates, rows)
+    subject_ids = yield from texts(state.subjects.names, subjects)
     return Segment(
         shard_id=state.shard_id,
         dim=state.dim,
-        template_ids=[state.templates[row] for row in rows.tolist()],
-        subject_ids=list(numbers),
+        template_ids=template_ids,
+        subject_ids=subject_ids,
         subject_rows=subject_rows,
         codes=state.index.codes(rows),
         codebook="" if coded is None else coded.codebook,
         lists=None if coded is None else coded.rows.lists,
         pq_codes=None if coded is None else coded.rows.codes,
     )
+
+
+def texts(column: TextColumn, numbers: Int64) -> Steps[list[str]]:
+    """Return some entries of a column."""
+    found: list[str] = []
+    for first in range(0, len(numbers), STEP_ROWS):
+        if first:
+            yield
+        found += column.take(numbers[first : first + STEP_ROWS])
+    return found
 
 
 def _stored(data: bytes, name: Callable[[str], str]) -> StoredObject:

@@ -17,6 +17,7 @@ from facegrid import limits
 from facegrid.errors import CorruptError
 from indexd.ann.ivfpq import EncodedRows
 from indexd.engine.coded import NamedCodebook
+from indexd.engine.columns import in_order_met
 from indexd.engine.flush import Persisted, StoredSegment
 from indexd.engine.loading import Bool, LoadedRows
 from indexd.engine.state import Int64, ShardState
@@ -85,8 +86,10 @@ class Repack:
         self._kept.append(rows)
         if len(rows) == 0:
             return
-        templates = [source.templates[row] for row in rows.tolist()]
-        subjects = [source.subjects.name_of_row(row) for row in rows.tolist()]
+        templates = source.templates.take(rows)
+        distinct, places = in_order_met(source.subjects.numbers_of(rows))
+        names = source.subjects.names.take(distinct)
+        subjects = [names[place] for place in places.tolist()]
         codes = source.index.codes(rows)
         if encoded is None:
             packed.add_rows(templates, subjects, codes)

@@ -14,14 +14,16 @@ from facegrid.format.log import EnrolRecord, EraseRecord, LoadedSegment, LoadRec
 from facegrid.format.segment import (
     Segment,
     decode_segment,
-    encode_segment,
+    encoding,
     segment_name,
     segment_rows_max,
 )
 from facegrid.format.sources import InheritedRequest, SourcePosition
 from facegrid.ids import ShardId, subject_keys
 from facegrid.model import HashRange
-from indexd.engine.flush import CodedRows, StoredObject, segment_of
+from facegrid.steps import Steps
+from indexd.engine.columns import in_order_met
+from indexd.engine.flush import CodedRows, StoredObject, segment_of, texts
 from indexd.engine.loading import Bool
 from indexd.engine.state import Int64, ShardState
 
@@ -75,17 +77,22 @@ def base_of(state: ShardState) -> Base:
 
 def base_segment(
     state: ShardState, rows: Int64, coded: CodedRows | None, target: Target
-) -> BuiltSegment | None:
+) -> Steps[BuiltSegment | None]:
     """Return those of some rows that belong into another shard; None: none does. For a thread."""
-    names = [state.subjects.name_of_row(row).encode() for row in rows.tolist()]
-    inside = _inside(target.range, names)
+    subjects, places = in_order_met(state.subjects.numbers_of(rows))
+    found = yield from texts(state.subjects.names, subjects)
+    names = [name.encode() for name in found]
+    inside = _inside(target.range, names)[places]
     if coded is not None:
         lists, codes = coded.rows.lists[inside], coded.rows.codes[inside]
         coded = replace(coded, rows=replace(coded.rows, lists=lists, codes=codes))
-    return _built(segment_of(state, rows[inside], coded), target)
+    segment = yield from segment_of(state, rows[inside], coded)
+    return (yield from _built(segment, target))
 
 
-def loaded_segment(data: bytes, loaded: LoadedSegment, target: Target) -> BuiltSegment | None:
+def loaded_segment(
+    data: bytes, loaded: LoadedSegment, target: Target
+) -> Steps[BuiltSegment | None]:
     """Return those rows of a bulk load's segment that were new, and belong into another shard;
     None: none does. For a thread.
 
@@ -99,7 +106,8 @@ def loaded_segment(data: bytes, loaded: LoadedSegment, target: Target) -> BuiltS
     """
     segment = decode_segment(data)
     inside = _inside(target.range, [one.encode() for one in segment.subject_ids])
-    return _built(_part(segment, inside[segment.subject_rows] & ~loaded.erased), target)
+    kept = inside[segment.subject_rows] & ~loaded.erased
+    return (yield from _built(_part(segment, kept), target))
 
 
 def carried(
@@ -157,30 +165,25 @@ def _inside(key_range: HashRange, subjects: Sequence[bytes]) -> Bool:
 
 def _part(segment: Segment, kept: Bool) -> Segment:
     """Return some rows of a segment, with the subjects that they have, in the order first met."""
-    used, first_met, places = np.unique(
-        segment.subject_rows[kept], return_index=True, return_inverse=True
-    )
-    order = np.argsort(first_met)
-    ranks = np.empty(len(order), np.int32)
-    ranks[order] = np.arange(len(order), dtype=np.int32)
+    used, places = in_order_met(segment.subject_rows[kept])
     return replace(
         segment,
         template_ids=[segment.template_ids[row] for row in np.flatnonzero(kept).tolist()],
-        subject_ids=[segment.subject_ids[number] for number in used[order].tolist()],
-        subject_rows=ranks[places],
+        subject_ids=[segment.subject_ids[number] for number in used.tolist()],
+        subject_rows=places,
         codes=segment.codes[kept],
         lists=None if segment.lists is None else segment.lists[kept],
         pq_codes=None if segment.pq_codes is None else segment.pq_codes[kept],
     )
 
 
-def _built(segment: Segment, target: Target) -> BuiltSegment | None:
+def _built(segment: Segment, target: Target) -> Steps[BuiltSegment | None]:
     rows = len(segment.template_ids)
     if not rows:
         return None
     own = replace(
         segment, shard_id=target.shard_id, load_id=target.load_id, generation=0, position=0
     )
-    data = encode_segment(own)
+    data = yield from encoding(own)
     sha256 = hashlib.sha256(data).hexdigest()
     return BuiltSegment(StoredObject(segment_name(target.shard_id, sha256), sha256, data), rows)

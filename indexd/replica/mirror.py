@@ -23,6 +23,7 @@ from facegrid.format.log import EnrolRecord, EraseRecord, LoadedSegment, LoadRec
 from facegrid.format.segment import segment_name
 from facegrid.format.sources import InheritedRequest, SourcePosition
 from facegrid.model import ShardAssignment
+from facegrid.steps import Steps
 from indexd.engine import flush, recovery, reshape
 from indexd.engine.flush import StoredObject
 from indexd.engine.reshape import BuiltSegment, Target
@@ -164,10 +165,9 @@ class Mirror:
         built: list[BuiltSegment] = []
         for rows in base.pieces():
             primary.check_serving()
-            codes = partial(flush.codes_of, base.state, rows)
-            coded = await primary.on(primary.ports.search_thread, codes)
-            work = partial(reshape.base_segment, base.state, rows, coded, target)
-            built += await self._stored(work, target)
+            coded = await primary.codes(flush.Coding(base.state, [rows]))
+            steps = reshape.base_segment(base.state, rows, coded[0], target)
+            built += await self._stored(steps, target)
         step = SourcePosition(self._source, base.position)
         request_id = f"base-{target.load_id}"
         return BuiltBase(tuple(built), step, request_id, tuple(base.carried_out))
@@ -194,11 +194,10 @@ class Mirror:
         )
 
     async def _stored(
-        self, build: Callable[[], BuiltSegment | None], target: Target
+        self, steps: Steps[BuiltSegment | None], target: Target
     ) -> list[BuiltSegment]:
         """Build one segment in the build thread; pin and store it. Return it without its bytes."""
-        primary = self._primary
-        built = await primary.on(primary.ports.build_thread, build)
+        built = await self._primary.gently(steps)
         if built is None:
             return []
         stored = built.stored
@@ -287,8 +286,8 @@ class Mirror:
                 continue
             name = segment_name(self._source, loaded.sha256)
             data = await recovery.fetch(store, name, loaded.sha256)
-            work = partial(reshape.loaded_segment, data, loaded, target)
-            built += await self._stored(work, target)
+            steps = reshape.loaded_segment(data, loaded, target)
+            built += await self._stored(steps, target)
         await self._load(built, record.source, request_id=record.request_id)
 
     async def _object(self, name: str) -> bytes:

@@ -111,11 +111,15 @@ class Node:
                 tasks.create_task(keep_view(self.view, folder, self._ports.clock, logger))
             if self.view.restored:
                 self._changed.set()
-            while True:
-                await self._changed.wait()
-                self._changed.clear()
-                if (self.view.complete or self.view.restored) and not self._stopping:
-                    self._reconcile()
+            try:
+                while True:
+                    await self._changed.wait()
+                    self._changed.clear()
+                    if (self.view.complete or self.view.restored) and not self._stopping:
+                        self._reconcile()
+            finally:
+                # What ends from here on may want to begin other work: there is no place for it.
+                self._tasks = None
 
     async def close(self) -> None:
         """Flush and let go of every shard; etcd or the store being away only costs a replay."""

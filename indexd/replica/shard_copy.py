@@ -17,10 +17,11 @@ from facegrid.errors import CorruptError, DeadlineError, FencedError, Unavailabl
 from facegrid.format.log import LogRef
 from facegrid.format.records import ManifestPointer
 from facegrid.model import Gallery, ShardAssignment
+from facegrid.steps import Steps
 from facegrid.telemetry.log import Logger
 from indexd.engine import recovery
 from indexd.engine.coded import NamedCodebook
-from indexd.engine.flush import Persisted
+from indexd.engine.flush import CodedRows, Coding, Persisted
 from indexd.engine.loading import ShardShape
 from indexd.engine.state import ShardState
 from indexd.replica.fence import Claimant
@@ -31,7 +32,11 @@ T = TypeVar("T")
 ABSORB_ROWS = 4096
 """Rows of the exact tail that are worth coding together."""
 ABSORB_ROWS_AT_ONCE = 1024
-"""Rows that are coded while no search comes in between. Per row that takes no longer than more."""
+"""Rows that are coded, and then added while no search comes in between."""
+
+REST_TIMES = 2.0
+"""How many times as long as a step of long work took the rest after it is."""
+REST_S_MAX = 0.02
 
 
 class Phase(Enum):
@@ -71,6 +76,8 @@ class NodePorts:
     """Owns every index of the node: all searches and all changes of index structures."""
     build_thread: ThreadPoolExecutor
     """Long work that must not hold up searches: segments, new indexes."""
+    coding_thread: ThreadPoolExecutor
+    """Codes rows of exact tails, which must not wait for long work: they grow meanwhile."""
     readers_grace_s: float = 0.0
     """How long objects that are not needed any more are left for those who read them."""
     tally: Tally = field(default_factory=Tally)
@@ -104,6 +111,8 @@ class ShardCopy(ABC):
         """Likewise, where it confirmed as well that the map has this copy searched."""
         self.ports = ports
         self.log = ports.logger.bind(shard=assignment.shard_id)
+        self.hurried = False
+        """Whether long work is done without rests: somebody waits for its end."""
         self.building = asyncio.Lock()
         """Held while another index or another state is built in the place of the present one."""
         self.repacks = True
@@ -275,13 +284,24 @@ class ShardCopy(ABC):
         )
 
     async def absorb(self) -> None:
-        """Code the rows of the exact tail, in parts, so that searches come in between."""
+        """Code the rows of the exact tail, in parts and beside searches."""
         await self._absorb(self.state)
 
     async def _absorb(self, state: ShardState) -> None:
-        absorb = partial(state.index.absorb, ABSORB_ROWS_AT_ONCE)
-        while await self.on(self.ports.search_thread, absorb):
+        index, rows = state.index, ABSORB_ROWS_AT_ONCE
+        code = partial(index.coded_ahead, rows)
+        added = rows
+        while added:
+            coded = index.codebook is not None
+            ahead = await self.on(self.ports.coding_thread, code) if coded else None
+            absorb = partial(index.absorb, rows, ahead)
+            added = await self.on(self.ports.search_thread, absorb)
+
+    async def codes(self, coding: Coding) -> list[CodedRows | None]:
+        """Take codes out of an index, in steps and beside searches."""
+        while await self.on(self.ports.search_thread, coding.step):
             pass
+        return coding.found
 
     async def use_codebook(self, named: NamedCodebook) -> None:
         """Build an index with a codebook while the old one serves, then swap."""
@@ -312,6 +332,27 @@ class ShardCopy(ABC):
             self.ports.store, lambda work: self.on(self.ports.build_thread, work)
         )
 
+    async def gently(self, steps: Steps[T]) -> T:
+        """Carry out long work in the build thread, with rests between its steps, so that searches
+        find the cores and the interpreter free.
+        """
+        clock, found = self.ports.clock, list[T]()
+        while True:
+            began_s = clock.now_s()
+            await self.on(self.ports.build_thread, partial(_step, steps, found))
+            if found:
+                return found[0]
+            if not self.hurried:
+                await clock.sleep(min(REST_S_MAX, REST_TIMES * (clock.now_s() - began_s)))
+
     async def on(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         """Run work in a named thread."""
         return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+
+def _step(steps: Steps[T], found: list[T]) -> None:
+    """Take one step, and put what the last one returns into `found`."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        found.append(end.value)

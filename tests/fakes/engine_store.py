@@ -66,6 +66,7 @@ class EngineWorld:
             logger=get_logger("test"),
             search_thread=self._threads,
             build_thread=self._threads,
+            coding_thread=self._threads,
         )
 
     @asynccontextmanager

@@ -186,6 +186,7 @@ class Rig:
             logger=logger,
             search_thread=self.threads[0],
             build_thread=self.threads[1],
+            coding_thread=self.threads[1],
         )
         view = View()
         holder: list[Node] = []

@@ -17,6 +17,7 @@ from facegrid.format.manifest import Manifest, decode_manifest
 from facegrid.format.segment import segment_name
 from facegrid.ids import KEY_LAST, ShardId
 from facegrid.model import HashRange
+from facegrid.steps import finished
 from facegrid.testing.memory_blob import MemoryBlobStore
 from fgctl.bulk.rows import ShardRows
 from fgctl.bulk.segments import build_segment
@@ -174,7 +175,10 @@ class Repacked(RuleBasedStateMachine):
         sizes = flushing.sizes(self.state, self.persisted)
         runs = compaction.erased_runs(sizes) if rewrite else compaction.small_runs(sizes)
         captured = flushing.capture(self.state, self.persisted, 1, runs)
-        built = flushing.build(captured, flushing.coded_rows(captured))
+        coding = flushing.coding(captured)
+        while coding.step():
+            pass
+        built = finished(flushing.building(captured, coding.found))
         for item in built.segments:
             self.store.objects[item.name] = item.data
         self.manifest = decode_manifest(built.manifest.data)

@@ -132,6 +132,7 @@ class Process:
             logger=logger,
             search_thread=search,
             build_thread=build,
+            coding_thread=build,
             readers_grace_s=world.rng.choice((0.0, 0.5)),
         )
         trainer = Trainer(TrainerPorts(coord, clock, pool, Codebooks(store), build, 1), view)

@@ -8,7 +8,7 @@ import pytest
 from facegrid import vectors
 from facegrid.testing.synthetic import SyntheticGallery
 from facegrid.vectors import Float32, Probes
-from indexd.ann.ivfpq import IvfPq, encode_rows
+from indexd.ann.ivfpq import IvfPq, add_rows
 from indexd.ann.measure import Measured, Measurement, StoppedError, Trials, choose_trials
 from indexd.ann.rows import Rows
 from indexd.ann.train import train
@@ -118,7 +118,7 @@ def test_mates_stand_no_deeper_in_the_scan_than_was_measured(shard: Shard) -> No
     part = list(trials.parts(512))[-1]  # made from single rows: no row of the subject is left out
     probes, measured = shard.measured(part)
     scanned = IvfPq(shard.codebook)
-    encode_rows(scanned, shard.rows, COUNT)
+    add_rows(scanned, shard.rows, COUNT)
 
     found = scanned.search(probes, COUNT, nprobe=shard.codebook.nlist, live=None)
 

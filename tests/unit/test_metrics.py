@@ -175,6 +175,7 @@ async def follower() -> AsyncIterator[Follower]:
             logger=get_logger("test"),
             search_thread=thread,
             build_thread=thread,
+            coding_thread=thread,
         )
         copy = Follower(ports, STAFF, SHARD)
         copy.heard_position = 4

@@ -1,14 +1,16 @@
 """Codes and lists follow their rows into the shards that are filled: nothing is coded again."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from facegrid import vectors
 from facegrid.errors import InvalidError
-from indexd.ann import index as index_module
+from facegrid.vectors import Float32
 from indexd.ann.index import ShardIndex
 from indexd.ann.ivfpq import EncodedRows, IvfPq
 from indexd.ann.train import train
@@ -60,11 +62,11 @@ async def test_rows_are_not_coded_again(
         expected = codes_by_row(source.state)
         coded_again: list[int] = []
 
-        def count(part: IvfPq, _rows: Any, last: int) -> int:
-            coded_again.append(last - part.count)
-            return 0
+        def count(_part: IvfPq, x: Float32) -> NoReturn:
+            coded_again.append(len(x))
+            raise AssertionError("coded again")
 
-        monkeypatch.setattr(index_module, "encode_rows", count)
+        monkeypatch.setattr(IvfPq, "encode", count)
         await rig.say(split_map())
         await rig.brought_over()
         found: dict[tuple[str, str], tuple[int, bytes]] = {}
@@ -74,6 +76,29 @@ async def test_rows_are_not_coded_again(
             found |= codes_by_row(child.state)
         assert (sum(coded_again), found) == (0, expected)
         check_children(rig)
+
+
+async def test_the_thread_that_searches_codes_nothing(
+    codebook: NamedCodebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coded_by: set[str] = set()
+    encode = IvfPq.encode
+
+    def watched(part: IvfPq, x: Float32) -> EncodedRows:
+        coded_by.add(threading.current_thread().name)
+        return encode(part, x)
+
+    async with rigged() as rig:
+        await with_codebook(rig, codebook, monkeypatch)
+        await rig.start(N1)
+        primary = await rig.serving(S)
+        await primary.write(many(1))
+        monkeypatch.setattr(IvfPq, "encode", watched)
+        with ThreadPoolExecutor(1, "coding") as thread:
+            primary.ports = replace(primary.ports, coding_thread=thread)
+            await primary.absorb()
+        assert primary.state.index.indexed_count == ROWS
+    assert coded_by == {"coding_0"}
 
 
 async def test_rows_of_another_codebook_are_coded_anew(

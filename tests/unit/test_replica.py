@@ -79,6 +79,7 @@ class World:
             logger=get_logger("test"),
             search_thread=self.threads[0],
             build_thread=self.threads[1],
+            coding_thread=self.threads[1],
         )
 
     def of_shard(self) -> list[str]:

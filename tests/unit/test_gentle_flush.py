@@ -1,0 +1,179 @@
+"""Large segments are made in steps, with rests between; the bytes are those of one step."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facegrid import limits, vectors
+from facegrid.clock import SystemClock
+from facegrid.format.segment import decode_segment
+from facegrid.steps import Steps, finished
+from indexd.ann.train import train
+from indexd.engine import coded, flush
+from indexd.engine.coded import NamedCodebook
+from indexd.engine.columns import SubjectRows, TextColumn, in_order_met
+from indexd.engine.requests import EnrolRequest
+from indexd.replica.primary import Primary, flush_rows
+from tests.fakes.mirror_rig import DIM, N1, Rig, S, rigged
+
+ROWS = 4 * flush.STEP_ROWS + 17
+
+
+def rows(count: int, seed: int) -> vectors.Int8:
+    x = np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
+    return vectors.quantize(x / np.linalg.norm(x, axis=1, keepdims=True))
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    async with rigged() as rig:
+        await rig.start(N1)
+        yield rig
+
+
+@pytest.fixture
+async def primary(rig: Rig) -> Primary:
+    primary = await rig.serving(S)
+    ids = [f"é{row}" for row in range(ROWS)]
+    subjects = [f"s{row // 2}" for row in range(ROWS)]
+    await primary.write(EnrolRequest("r", ids, subjects, rows(ROWS, 1)))
+    return primary
+
+
+def codebook() -> NamedCodebook:
+    trained = train(rows(1200, 7), seed=3, threads=1)
+    return NamedCodebook(coded.encode(trained)[1], trained)
+
+
+class RestingClock(SystemClock):
+    """Remembers the rests, and takes none."""
+
+    def __init__(self) -> None:
+        self.rests: list[float] = []
+
+    async def sleep(self, duration_s: float) -> None:
+        self.rests.append(duration_s)
+        await super().sleep(0)
+
+
+def count_steps(steps: Steps[flush.Flush]) -> tuple[int, flush.Flush]:
+    count = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return count, end.value
+        count += 1
+
+
+async def test_a_large_flush_is_made_in_steps_and_holds_every_row(primary: Primary) -> None:
+    await primary.use_codebook(codebook())
+    captured = flush.capture(primary.state, primary.persisted, 1)
+    coding = flush.coding(captured)
+    steps = 1
+    while coding.step():
+        steps += 1
+    assert steps == 5
+
+    count, built = count_steps(flush.building(captured, coding.found))
+    assert count >= 8
+
+    segment = decode_segment(built.segments[0].data)
+    state = primary.state
+    assert segment.template_ids == [state.templates[row] for row in range(ROWS)]
+    assert [segment.subject_ids[at] for at in segment.subject_rows.tolist()] == [
+        state.subjects.name_of_row(row) for row in range(ROWS)
+    ]
+    every = np.arange(ROWS, dtype=np.int64)
+    np.testing.assert_array_equal(segment.codes, state.index.codes(every))
+    whole = state.index.encoded(0, ROWS)
+    assert whole is not None
+    assert segment.lists is not None
+    assert segment.pq_codes is not None
+    np.testing.assert_array_equal(segment.lists, whole.lists)
+    np.testing.assert_array_equal(segment.pq_codes, whole.codes)
+
+
+async def test_whoever_flushes_rests_between_steps_unless_somebody_waits(
+    primary: Primary,
+) -> None:
+    clock = RestingClock()
+    primary.ports = replace(primary.ports, clock=clock)
+    await primary.flush()
+    assert len(clock.rests) >= 4
+    assert max(clock.rests) <= 0.02
+
+    ids = [f"t{row}" for row in range(ROWS)]
+    await primary.write(EnrolRequest("r2", ids, ids, rows(ROWS, 2)))
+    clock.rests.clear()
+    primary.hurried = True
+    await primary.flush()
+    assert clock.rests == []
+    assert len(primary.persisted.segments) == 2
+
+
+async def test_codes_of_a_codebook_that_is_replaced_meanwhile_are_left_out(
+    primary: Primary,
+) -> None:
+    await primary.use_codebook(codebook())
+    coding = flush.coding(flush.capture(primary.state, primary.persisted, 1))
+    assert coding.step()
+    trained = train(rows(1200, 8), seed=4, threads=1)
+    await primary.use_codebook(NamedCodebook(coded.encode(trained)[1], trained))
+    while coding.step():
+        pass
+    assert coding.found == [None]
+
+
+TEXTS = st.lists(st.text(max_size=6), min_size=1, max_size=60)
+
+
+@given(TEXTS, st.data())
+def test_entries_taken_together_are_those_taken_one_by_one(
+    texts: list[str], data: st.DataObject
+) -> None:
+    column = TextColumn()
+    for text in texts:
+        column.append(text)
+    places = st.lists(st.integers(0, len(texts) - 1), max_size=40)
+    numbers = np.array(data.draw(places), np.int64)
+
+    assert column.take(numbers) == [texts[number] for number in numbers.tolist()]
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=60), st.data())
+def test_subjects_of_rows_are_found_together_and_in_the_order_met(
+    names: list[str], data: st.DataObject
+) -> None:
+    subjects = SubjectRows()
+    for name in names:
+        subjects.add_row(name)
+    taken = np.array(sorted(data.draw(st.sets(st.integers(0, len(names) - 1)))), np.int64)
+
+    distinct, places = in_order_met(subjects.numbers_of(taken))
+    found = subjects.names.take(distinct)
+
+    expected = [names[row] for row in taken.tolist()]
+    assert found == list(dict.fromkeys(expected))
+    assert [found[place] for place in places.tolist()] == expected
+
+
+def test_shards_of_a_gallery_are_flushed_at_different_times_and_never_late() -> None:
+    found = {flush_rows(f"g.1f00aa23.{number:04d}") for number in range(64)}
+
+    assert len(found) > 60
+    assert min(found) >= limits.FLUSH_ROWS * 7 // 8
+    assert max(found) <= limits.FLUSH_ROWS
+
+
+def test_steps_return_what_the_work_returns() -> None:
+    def work() -> Steps[int]:
+        yield
+        yield
+        return 7
+
+    assert finished(work()) == 7
