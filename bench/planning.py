@@ -132,8 +132,10 @@ def predicted(demand: Demand, calibration: Calibration, *, busy_share: float) ->
     machine = Machine(cores=1, store_bytes_per_s=calibration.store_bytes_per_s)
     rows = demand.templates_count
     node = memory.node_memory(demand, machine, calibration, held=rows, shard_rows=rows / SHARDS)
-    load = Load(rows=rows, shards=SHARDS, nodes=1)
-    batches_s = np.maximum.accumulate(service.batch_s(demand, machine, calibration, load, COUNTS))
+    load = Load(rows=rows, shards=SHARDS)
+    # One router sends the next batch when the one before is back: both keep others waiting.
+    batches_s = service.node_s(demand, machine, calibration, load, COUNTS)
+    batches_s = np.maximum.accumulate(batches_s + service.router_s(calibration, 1, COUNTS))
     slowest = service.slowest_of(calibration, 1)
     full_per_s = 1 / (queueing.busy_share(batches_s, 1.0) * slowest.mean)
     per_s = busy_share * full_per_s

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fgctl.plan.calibration import piecewise
 from fgctl.plan.demand import DOUBLED, Demand, Machine
 from fgctl.plan.doubling import doubled
-from fgctl.plan.queueing import busy_share, latency
+from fgctl.plan.queueing import Beside, busy_share, latency
 from fgctl.plan.service import Weighted, slowest_of
 from fgctl.plan.sizing import Plan, planned
 from tests.fakes.plans import CALM
@@ -89,20 +89,25 @@ def test_the_table_of_doubled_inputs_is_what_planning_anew_gives() -> None:
         assert one.outcome.disk == again.disk
 
 
-def played(batches_s: np.ndarray, rate: float, slowest: Weighted, seed: int) -> np.ndarray:
-    """Return what probes saw in a queue that is played, one event after the other."""
-    rng = np.random.default_rng(seed)
-    arrivals = np.cumsum(rng.exponential(1 / rate, 60_000))
-    share = slowest.weights / slowest.weights.sum()
-    factors = rng.choice(slowest.values, len(arrivals), p=share)
-    seen, now, first = np.empty(len(arrivals)), 0.0, 0
+def played(
+    batches_s: np.ndarray, arrivals: np.ndarray, factors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what probes saw in a queue that is played, one event after the other, and with how
+    many they shared their batch.
+    """
+    seen, sizes = np.empty(len(arrivals)), np.empty(len(arrivals), np.int64)
+    now, first = 0.0, 0
     while first < len(arrivals):
         now = max(now, arrivals[first])
         last = min(int(np.searchsorted(arrivals, now, "right")), first + len(batches_s))
         now += batches_s[last - first - 1] * factors[first]
-        seen[first:last] = now - arrivals[first:last]
+        seen[first:last], sizes[first:last] = now - arrivals[first:last], last - first
         first = last
-    return seen
+    return seen, sizes
+
+
+def drawn(spread: Weighted, count: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.choice(spread.values, count, p=spread.weights / spread.weights.sum())
 
 
 @pytest.mark.parametrize("busy", [0.01, 0.1, 0.3, 0.5, 0.7])
@@ -113,7 +118,50 @@ def test_the_queue_that_is_computed_is_the_queue_that_is_played(busy: float) -> 
     rate = busy / busy_share(batches_s, 1.0)
 
     found = latency(batches_s, rate, slowest)
-    seen = played(batches_s, rate, slowest, 1)
+    rng = np.random.default_rng(1)
+    arrivals = np.cumsum(rng.exponential(1 / rate, 60_000))
+    seen, _ = played(batches_s, arrivals, drawn(slowest, len(arrivals), rng))
 
     assert found.p50_s == pytest.approx(np.quantile(seen, 0.50), rel=0.06)
     assert found.p99_s == pytest.approx(np.quantile(seen, 0.99), rel=0.06)
+
+
+@pytest.mark.parametrize("busy", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("nodes", [4, 16])
+def test_a_cluster_that_is_computed_is_a_cluster_that_is_played(nodes: int, busy: float) -> None:
+    """Every node has a queue of its own, all get the same probes, and the slowest one counts."""
+    counts = np.arange(1, 257, dtype=np.float64)
+    batches_s = 0.004 + piecewise(CALM.probes, CALM.row_s, counts) * 300_000
+    outside_s = 0.002 + piecewise(CALM.probes, CALM.call_s, counts) / 2
+    one = slowest_of(CALM, 1)
+    rate = busy / busy_share(batches_s, 1.0)
+
+    found = latency(batches_s, rate, one, Beside(slowest_of(CALM, nodes), outside_s))
+    rng = np.random.default_rng(1)
+    arrivals = np.cumsum(rng.exponential(1 / rate, 15_000))
+    seen, sizes = zip(
+        *(played(batches_s, arrivals, drawn(one, len(arrivals), rng)) for _ in range(nodes)),
+        strict=True,
+    )
+    whole = np.max(seen, axis=0) + outside_s[sizes[0] - 1] * drawn(one, len(arrivals), rng)
+
+    assert found.p99_s == pytest.approx(np.quantile(whole, 0.99), rel=0.12)
+    assert found.p50_s == pytest.approx(np.quantile(whole, 0.50), rel=0.25)
+
+
+def test_fewer_routers_send_more_together_and_ask_less() -> None:
+    """One more than are half busy: of calls, and of asking all nodes for each batch."""
+    plan = planned(Demand(2e7, 400, 300), Machine(), CALM)
+
+    assert isinstance(plan, Plan)
+    trial, cpu_s = plan.trial, CALM.router_call_cpu_s
+    needed = plan.routers - 1
+    asking_s = (trial.nodes - 1) * 0.25 * cpu_s
+
+    def busy(routers: int) -> float:
+        per_s = 400 / routers
+        return per_s * (cpu_s + asking_s / max(1.0, per_s * trial.latency.p50_s))
+
+    assert trial.nodes > 2
+    assert busy(needed) <= 0.5
+    assert needed == 1 or busy(needed - 1) > 0.5

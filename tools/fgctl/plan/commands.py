@@ -224,11 +224,10 @@ def simulate(
 
 def crowd_of(trial: Trial) -> Crowd:
     """Return the nodes of a trial, all of them sound, as a simulation wants them."""
-    router_s = trial.calibration.router_call_cpu_s
     return Crowd(
         nodes=trial.nodes,
-        call_s=float(trial.batches_s[0]) - router_s,
-        router_s=router_s,
+        call_s=float(trial.batches_s[0]),
+        router_s=float(trial.routed_s[0]),
         spread=trial.calibration.spread,
     )
 

@@ -1,11 +1,12 @@
 """How long a probe waits: arrivals at random moments, served in batches, computed and not drawn.
 
-A router sends what waits as one batch when the batch before is back. So the state of the queue
-when a batch returns is a Markov chain: the next batch is what waits, at most BATCH_MAX probes, or
-the next probe that arrives where nobody waits; while it is under way, a Poisson number of probes
-arrives. This is the bulk queue of N. T. J. Bailey, "On queueing processes with bulk service",
-Journal of the Royal Statistical Society B 16 (1954). Its stationary state is found by iteration;
-then each probe waits for what is left of the batch under way, and for its own.
+The nodes take what waits as one batch when the batch before is done, whichever routers it came
+from. So the state of the queue when a batch is done is a Markov chain: the next batch is what
+waits, at most BATCH_MAX probes, or the next probe that arrives where nobody waits; while it is
+under way, a Poisson number of probes arrives. This is the bulk queue of N. T. J. Bailey, "On
+queueing processes with bulk service", Journal of the Royal Statistical Society B 16 (1954). Its
+stationary state is found by iteration; then each probe waits for what is left of the batch under
+way, and for its own. What it spends in a router keeps no other probe from the nodes.
 """
 
 from dataclasses import dataclass
@@ -44,6 +45,20 @@ class Latency:
     busy_share: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Beside:
+    """What a probe sees beside the queue of one node.
+
+    Attributes:
+        slowest: by what factor the slowest of the nodes spreads, cell by cell as one node does.
+        outside_s: float64 [b], median time of a batch of 1 to b probes that keeps no other batch
+            from the nodes; it spreads as one node does, and is slow when the nodes are.
+    """
+
+    slowest: Weighted
+    outside_s: Float64
+
+
 def busy_share(batches_s: Float64, rate: float) -> float:
     """Return the share of the time that batches of the most efficient size would need.
 
@@ -55,19 +70,30 @@ def busy_share(batches_s: Float64, rate: float) -> float:
     return float(rate * np.min(batches_s / counts))
 
 
-def latency(batches_s: Float64, rate: float, slowest: Weighted) -> Latency:
+def latency(
+    batches_s: Float64, rate: float, spread: Weighted, beside: Beside | None = None
+) -> Latency:
     """Return what probes see that arrive at random moments.
 
     Args:
-        batches_s: float64 [b], median time of a batch of 1 to b probes, rising.
+        batches_s: float64 [b], median time of a batch of 1 to b probes in a node, rising.
         rate: probes a second; the busy share that follows must be below 1.
-        slowest: by what factor the durations of batches spread around their median.
+        spread: by what factor the durations of batches spread around their median.
+        beside: what a probe sees beside; None: nothing.
     """
-    busy = busy_share(batches_s, rate) * slowest.mean
+    if beside is None:
+        beside = Beside(spread, np.zeros_like(batches_s))
+    busy = busy_share(batches_s, rate) * spread.mean
     assert busy < 1, f"no queue settles at this rate: {busy}"
-    grid = _coarse(slowest, DURATIONS)
+    grid = _coarse(spread, DURATIONS)
     probabilities = _stationary(batches_s, rate, grid)
-    found = _latencies(batches_s, rate, (grid, slowest), probabilities)
+    coarse = Beside(_coarse(beside.slowest, DURATIONS), beside.outside_s)
+    waiting = _waiting(batches_s, rate, (grid, coarse), probabilities)
+    own_s = batches_s[0] * beside.slowest.values + beside.outside_s[0] * spread.values
+    found = Weighted(
+        np.concatenate([own_s, waiting.values]),
+        np.concatenate([probabilities[0] * spread.weights, waiting.weights]),
+    )
     counts = np.clip(np.arange(len(probabilities)), 1, len(batches_s))
     return Latency(
         p50_s=found.quantile(0.50),
@@ -126,28 +152,30 @@ def _arrivals(batches_s: Float64, rate: float, grid: Weighted, states: int) -> F
     return total
 
 
-def _latencies(
-    batches_s: Float64, rate: float, spreads: tuple[Weighted, Weighted], probabilities: Float64
+def _waiting(
+    batches_s: Float64, rate: float, spreads: tuple[Weighted, Beside], probabilities: Float64
 ) -> Weighted:
-    """Return the times of probes with their weights: those that come to an idle cluster, and those
-    that wait for what is left of the batch under way and then for their own.
+    """Return the times of probes that wait for what is left of the batch under way and then for
+    their own, with their weights.
     """
-    grid, fine = spreads
+    grid, beside = spreads
+    slowest = beside.slowest.values
     batch = len(batches_s)
-    values = [float(batches_s[0]) * fine.values]
-    weights = [probabilities[0] * fine.weights]
+    values, weights = [], []
     moments = (np.arange(MOMENTS) + 0.5) / MOMENTS
     for state, share in _standing_for(probabilities):
-        under_way = float(batches_s[min(max(state, 1), batch) - 1]) * grid.values
-        mean = rate * under_way
+        median_s = float(batches_s[min(max(state, 1), batch) - 1])
+        mean = rate * median_s * grid.values
         ahead = max(state - batch, 0)
         for middle, part in _poisson_cells():
             others = np.maximum(mean + middle * np.sqrt(mean), 0)
             # A queue beyond one batch waits for further ones; on average it stands half way.
             beyond = np.floor((ahead + others / 2) / batch) * float(batches_s[-1])
-            own = np.interp(np.minimum(ahead + others + 1, batch), _sizes(batch), batches_s)
-            rest = (1 - moments)[:, None] * under_way[None, :] + beyond[None, :]
-            whole = rest[:, :, None] + own[None, :, None] * grid.values[None, None, :]
+            size = np.minimum(ahead + others + 1, batch)
+            own = np.interp(size, _sizes(batch), batches_s)[:, None] * slowest
+            own += np.interp(size, _sizes(batch), beside.outside_s)[:, None] * grid.values
+            rest = (1 - moments)[:, None] * median_s * slowest + beyond
+            whole = rest[:, :, None] + own[None, :, :]
             weight = (mean * grid.weights)[None, :, None] * grid.weights[None, None, :]
             values.append(whole.reshape(-1))
             weights.append(

@@ -1,8 +1,8 @@
-"""How long a node and the router take for a batch of probes: pure functions of what was measured.
+"""How long a node and a router take for a batch of probes: pure functions of what was measured.
 
 A batch costs what it costs without any rows, what each shard of a node adds, and what each row
 adds. All three depend on how many probes share the batch, and were measured for some numbers of
-them.
+them. The first of the three is shared out between node and router as their processor times are.
 """
 
 from dataclasses import dataclass
@@ -31,13 +31,11 @@ class Load:
     Attributes:
         rows: that the busiest node is asked for.
         shards: the same, shards.
-        nodes: that are asked.
         scanned_share: of the rows, that is looked at.
     """
 
     rows: float
     shards: float
-    nodes: int
     scanned_share: float = 1.0
 
 
@@ -66,10 +64,10 @@ def cores_speed(machine: Machine, calibration: Calibration) -> float:
     return 1 + (machine.cores - 1) * calibration.cores_share
 
 
-def batch_s(
+def node_s(
     demand: Demand, machine: Machine, calibration: Calibration, load: Load, counts: Float64
 ) -> Float64:
-    """Return the median time of batches, from the call of the client to its answer, in seconds.
+    """Return the median time of batches in the busiest node, in seconds.
 
     Args:
         demand: length of vectors.
@@ -80,9 +78,8 @@ def batch_s(
     """
     wider = demand.dim / calibration.dim
     at = calibration.probes
-    fixed = piecewise(at, calibration.call_s, counts)
+    fixed = piecewise(at, calibration.call_s, counts) * _node_share(calibration)
     shards = piecewise(at, calibration.shard_s, counts) * load.shards * wider
-    asking = (load.nodes - 1) * ASKED_SHARE * calibration.router_call_cpu_s
     rows = load.rows * load.scanned_share
     device = machine.device
     if device is not None:
@@ -90,8 +87,32 @@ def batch_s(
     else:
         per_row = piecewise(at, calibration.row_s, counts) * wider
         scan = per_row * rows / cores_speed(machine, calibration)
-    total: Float64 = fixed + asking + shards + scan
+    total: Float64 = fixed + shards + scan
     return total
+
+
+def router_s(calibration: Calibration, nodes: int, counts: Float64) -> Float64:
+    """Return the median time of batches in client and router, in seconds.
+
+    Args:
+        calibration: of a node and a router.
+        nodes: that a batch asks.
+        counts: probes of the batches, float64 [n], at least 1.
+    """
+    fixed = piecewise(calibration.probes, calibration.call_s, counts)
+    total: Float64 = fixed * (1 - _node_share(calibration)) + asking_s(calibration, nodes)
+    return total
+
+
+def asking_s(calibration: Calibration, nodes: int) -> float:
+    """Return the processor time of a router for asking all nodes but the first, in seconds."""
+    return (nodes - 1) * ASKED_SHARE * calibration.router_call_cpu_s
+
+
+def _node_share(calibration: Calibration) -> float:
+    """Return what part of a call without rows is the node's."""
+    both = calibration.node_call_cpu_s + calibration.router_call_cpu_s
+    return calibration.node_call_cpu_s / both
 
 
 def slowest_of(calibration: Calibration, nodes: int) -> Weighted:

@@ -1,9 +1,9 @@
 """The smallest cluster that does what is asked, or what stands against it."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +13,7 @@ from fgctl.plan import memory, queueing, service, storage
 from fgctl.plan.calibration import Calibration, Float64
 from fgctl.plan.demand import Demand, Machine
 from fgctl.plan.memory import NodeMemory
-from fgctl.plan.queueing import Latency
+from fgctl.plan.queueing import Beside, Latency
 from fgctl.plan.service import BATCH_MAX, Load
 from fgctl.plan.storage import Disk, Recovery
 
@@ -25,6 +25,11 @@ FULL: Final = 0.95
 """Of a node's memory may be full while another one is lost."""
 WRITES_SHARE: Final = 0.5
 """Of what a node takes in at most, so that searches go on beside."""
+ROUTER_BUSY: Final = 0.5
+"""Share of the time that a router may be busy."""
+ROUTER_WAITS: Final = 1 + ROUTER_BUSY / (2 * (1 - ROUTER_BUSY))
+"""How many times as long a batch then spends in it, where others are ahead: of Pollaczek and
+Khinchine, for batches that all take the same."""
 NODES_MAX: Final = limits.SHARDS_MAX
 NODES_EXACT: Final = 32
 """Up to here every number of nodes is tried, beyond that steps of one in sixteen."""
@@ -153,15 +158,20 @@ class Trial:
 
     @cached_property
     def batches_s(self) -> Float64:
-        """Median times of batches of 1 to BATCH_MAX probes, while one node is lost."""
+        """Median times of batches of 1 to BATCH_MAX probes in the nodes, while one is lost."""
         shape = self.survivors
         load = Load(
             rows=shape.asked(self.demand),
             shards=shape.asked_shards(),
-            nodes=shape.nodes,
             scanned_share=self.scanned_share,
         )
-        times = service.batch_s(self.demand, self.machine, self.calibration, load, COUNTS)
+        times = service.node_s(self.demand, self.machine, self.calibration, load, COUNTS)
+        return np.maximum.accumulate(times)
+
+    @cached_property
+    def routed_s(self) -> Float64:
+        """Median times of such batches in client and router, without waiting for either."""
+        times = service.router_s(self.calibration, self.survivors.nodes, COUNTS)
         return np.maximum.accumulate(times)
 
     @cached_property
@@ -170,19 +180,28 @@ class Trial:
         return service.slowest_of(self.calibration, self.survivors.nodes)
 
     @cached_property
+    def single(self) -> service.Weighted:
+        """How one call spreads around the median."""
+        return service.slowest_of(self.calibration, 1)
+
+    @cached_property
     def alone_p99_s(self) -> float:
         """p99 of one probe that finds an idle cluster: it cannot be less."""
-        return float(self.batches_s[0]) * self.slowest.quantile(0.99)
+        nodes_s = float(self.batches_s[0]) * self.slowest.quantile(0.99)
+        return nodes_s + float(self.routed_s[0]) * self.single.quantile(0.99)
 
     @cached_property
     def busy_share(self) -> float:
-        """Share of the time that searches take."""
-        return queueing.busy_share(self.batches_s, self.demand.probes_per_s) * self.slowest.mean
+        """Share of the time that searches take in a node. One that is done before the slowest goes
+        on with what another router sent.
+        """
+        return queueing.busy_share(self.batches_s, self.demand.probes_per_s) * self.single.mean
 
     @cached_property
     def latency(self) -> Latency:
         """What probes see."""
-        return queueing.latency(self.batches_s, self.demand.probes_per_s, self.slowest)
+        beside = Beside(self.slowest, ROUTER_WAITS * self.routed_s)
+        return queueing.latency(self.batches_s, self.demand.probes_per_s, self.single, beside)
 
     @cached_property
     def writes_per_s(self) -> float:
@@ -273,12 +292,20 @@ def plan_of(trial: Trial) -> Plan:
 
 
 def routers_needed(trial: Trial) -> int:
-    """Return how many router processes take the calls: one more than are busy may be lost."""
-    cpu_s = trial.calibration.router_call_cpu_s
-    batches_per_s = trial.demand.probes_per_s / trial.latency.batch_mean
-    asking_s = (trial.shape.nodes - 1) * service.ASKED_SHARE * cpu_s
-    busy = trial.demand.probes_per_s * cpu_s + batches_per_s * asking_s
-    return math.ceil(busy / trial.machine.busy_share_max) + 1
+    """Return how many router processes take the calls: one more than needed, which may be lost.
+
+    The fewer there are, the more probes each sends together while it waits for its nodes, and the
+    less it asks them.
+    """
+    demand, calibration = trial.demand, trial.calibration
+    asking_s = service.asking_s(calibration, trial.shape.nodes)
+    for routers in count(1):
+        per_s = demand.probes_per_s / routers
+        together = max(1.0, per_s * trial.latency.p50_s)
+        busy = per_s * (calibration.router_call_cpu_s + asking_s / together)
+        if busy <= ROUTER_BUSY:
+            return routers + 1
+    raise AssertionError("so many routers are idle")
 
 
 def nearest(trials: Sequence[Trial]) -> Trial:
@@ -334,7 +361,7 @@ def _explained_p99(trial: Trial) -> Broken:
     if alone_ms > trial.demand.p99_ms:
         why = (
             f"one probe alone takes that long: a node scans {rows:,.0f} rows on"
-            f" {trial.machine.cores} cores, and {trial.survivors.nodes} nodes are asked"
+            f" {trial.machine.cores} cores, and a router asks {trial.survivors.nodes} nodes"
         )
         return Broken("p99", alone_ms, trial.demand.p99_ms, "ms", why)
     why = f"probes wait for one another: the {trial.nodes} nodes are {trial.busy_share:.0%} busy"
