@@ -427,7 +427,7 @@ class Primary(ShardCopy):
         """Stop serving: a newer process has the shard, and this copy may be behind."""
         if self.phase is Phase.FENCED or self._handed_over:
             return
-        self.phase = Phase.FENCED
+        self.phase, self.hurried = Phase.FENCED, True
         self.moved()
         if self._writer is not None:
             self._writer.fence()
@@ -438,7 +438,7 @@ class Primary(ShardCopy):
         """Take no more writes, and wait for what is on its way; searches go on. Inside, the rows
         stand still, and may become another copy's; afterwards this one is closed.
         """
-        self._handed_over = True
+        self._handed_over = self.hurried = True
         if self._writer is not None:
             self._committer.remove(self._writer)
         await self._committer.quiet()
@@ -468,7 +468,7 @@ class Primary(ShardCopy):
         """Let go without another write, since the gallery was dropped or the map names another
         primary; nothing is stored after.
         """
-        self.phase = Phase.CLOSED
+        self.phase, self.hurried = Phase.CLOSED, True
         self.moved()
         if self._writer is not None:
             self._committer.remove(self._writer)

@@ -1,6 +1,8 @@
 """Large segments are made in steps, with rests between; the bytes are those of one step."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from facegrid import limits, vectors
 from facegrid.clock import SystemClock
+from facegrid.errors import FencedError
 from facegrid.format.segment import decode_segment
 from facegrid.steps import Steps, finished
 from indexd.ann.train import train
@@ -54,9 +57,11 @@ class RestingClock(SystemClock):
 
     def __init__(self) -> None:
         self.rests: list[float] = []
+        self.rested = asyncio.Event()
 
     async def sleep(self, duration_s: float) -> None:
         self.rests.append(duration_s)
+        self.rested.set()
         await super().sleep(0)
 
 
@@ -114,6 +119,29 @@ async def test_whoever_flushes_rests_between_steps_unless_somebody_waits(
     await primary.flush()
     assert clock.rests == []
     assert len(primary.persisted.segments) == 2
+
+
+async def handed_over(primary: Primary) -> None:
+    async with primary.handed_over():
+        pass
+
+
+async def flushed(primary: Primary) -> None:
+    with suppress(FencedError):
+        await primary.flush()
+
+
+@pytest.mark.parametrize("end", [Primary.close, Primary.abandon, handed_over])
+async def test_a_flush_goes_on_without_rests_for_who_waits_for_its_end(
+    primary: Primary, end: Callable[[Primary], Coroutine[None, None, None]]
+) -> None:
+    clock = RestingClock()
+    primary.ports = replace(primary.ports, clock=clock)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(flushed(primary))
+        await clock.rested.wait()
+        await end(primary)
+    assert len(clock.rests) <= 2
 
 
 async def test_codes_of_a_codebook_that_is_replaced_meanwhile_are_left_out(
