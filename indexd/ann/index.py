@@ -21,7 +21,7 @@ class ShardIndex:
 
     One owner thread calls it. `append` and `erase` may run in another thread, one call at a time,
     while the owner searches. `rebuilt` and `coded_ahead` may run in further ones: what they return
-    counts from `swap` on, and from `absorb` on.
+    counts from `swap` on, and from `add_coded` on.
     """
 
     def __init__(self, dim: int) -> None:
@@ -122,7 +122,7 @@ class ShardIndex:
         return self._rows.erased(rows)
 
     def coded_ahead(self, rows_max: int) -> "KnownCodes | None":
-        """Return the next rows of the exact tail, at most so many, coded for `absorb`.
+        """Return the next rows of the exact tail, at most so many, coded for `add_coded`.
 
         None: there are none, or it is known already how they are coded. May run in another thread
         while others append, erase, absorb and search.
@@ -140,28 +140,43 @@ class ShardIndex:
             return None
         return KnownCodes(first, encode_rows(coded, self._rows, first, last), coded.codebook)
 
-    def absorb(self, rows_max: int | None = None, ahead: "KnownCodes | None" = None) -> int:
+    def add_coded(self, ahead: "KnownCodes | None", rows_max: int) -> None:
+        """Add the next rows, at most so many, if it is known how they are coded; code none.
+
+        Args:
+            ahead: what `coded_ahead` returned. It counts for nothing if another codebook came
+                meanwhile, or if the rows were added by somebody else.
+            rows_max: to let searches in between.
+        """
+        coded = self._coded
+        if coded is None:
+            return
+        first = coded.count
+        self._forget(coded)
+        for known in (ahead, self._known[0] if self._known else None):
+            if known is not None and known.has(first, coded.codebook):
+                coded.add(known.part(first, min(known.last, first + rows_max)))
+                self._forget(coded)
+                return
+
+    def _forget(self, coded: IvfPq) -> None:
+        """Forget codes of rows that are added, and those by another codebook."""
+        while self._known and not self._known[0].ahead_of(coded):
+            self._known.popleft()
+
+    def absorb(self, rows_max: int | None = None) -> int:
         """Code the exact tail with the codebook, if there is one; return the rows coded.
 
         Args:
             rows_max: stop after so many, to let searches in between; None: all.
-            ahead: what `coded_ahead` returned: then only these, unless they are of another
-                codebook by now.
         """
-        coded = self._coded
-        if coded is None:
+        if self._coded is None:
             return 0
-        first, count = coded.count, self._rows.count
-        last = count if rows_max is None else min(count, first + rows_max)
-        if (
-            ahead is not None
-            and ahead.codebook is coded.codebook
-            and ahead.first <= first < ahead.last
-        ):
-            last = min(last, ahead.last)
-            coded.add(ahead.part(first, last))
-        while coded.count < last:
-            self._absorb_to(coded, last)
+        count = self._rows.count
+        last = count if rows_max is None else min(count, self._coded.count + rows_max)
+        first = self._coded.count
+        while self._coded.count < last:
+            self._absorb_to(self._coded, last)
         return last - first
 
     def _absorb_to(self, coded: IvfPq, last: int) -> None:
@@ -288,6 +303,14 @@ class KnownCodes:
     def last(self) -> int:
         """The number behind the last row."""
         return self.first + len(self.encoded)
+
+    def has(self, row: int, codebook: Codebook) -> bool:
+        """Tell whether the code of a row is among them, by this codebook."""
+        return self.codebook is codebook and self.first <= row < self.last
+
+    def ahead_of(self, coded: IvfPq) -> bool:
+        """Tell whether any of the rows are still to be added, by the codebook in use."""
+        return self.codebook is coded.codebook and self.last > coded.count
 
     def part(self, first: int, last: int) -> EncodedRows:
         """Return the codes of rows first to last - 1."""

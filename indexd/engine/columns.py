@@ -12,7 +12,7 @@ Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 
 SPARSE = 8
-"""Bytes or numbers looked through for each that is wanted, from which single ones are cheaper."""
+"""Entries between first and last for each one wanted, from which single ones are cheaper."""
 
 
 def in_order_met(numbers: Int32) -> tuple[Int64, Int32]:

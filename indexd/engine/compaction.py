@@ -1,11 +1,13 @@
-"""Which segments to rewrite: pure decisions about numbers of rows.
+"""When to flush, and which segments to rewrite: pure decisions about numbers of rows.
 
-Two reasons. A shard that is flushed often gathers many small segments, and each costs time when it
-is opened. And the bytes of an erased row lie in its segment until that is rewritten.
+Segments are rewritten for two reasons. A shard that is flushed often gathers many small ones, and
+each costs time when it is opened. And the bytes of an erased row lie in its segment until that is
+rewritten.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 from facegrid import limits
 
@@ -27,6 +29,13 @@ class Run:
 
     first: int
     last: int
+
+
+def flush_rows(shard_id: str) -> int:
+    """Return from how many rows in the log on a shard is flushed: a little earlier than it must
+    be, one shard than the other, since the shards of a gallery fill equally fast.
+    """
+    return limits.FLUSH_ROWS - crc32(shard_id.encode()) % (limits.FLUSH_ROWS // 8 + 1)
 
 
 def small_runs(segments: Sequence[SegmentSize], rows_max: int = limits.FLUSH_ROWS) -> list[Run]:

@@ -38,6 +38,9 @@ from indexd.engine.loading import LoadedRows
 from indexd.engine.requests import RequestMemory
 from indexd.engine.state import Int64, ShardState
 
+HASHED_BYTES = 8 * 1024 * 1024
+"""Bytes that are hashed in one step."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredSegment:
@@ -261,7 +264,10 @@ def building(captured: Capture, coded: Sequence[CodedRows | None]) -> Steps[Flus
             segment = yield from segment_of(state, piece.rows, next(codes))
             written = replace(segment, generation=captured.generation, position=captured.position)
             data = yield from encoding(written)
-            item = _stored(data, lambda sha256: segment_name(state.shard_id, sha256))
+            del segment, written
+            sha256 = yield from hashing(data)
+            item = StoredObject(segment_name(state.shard_id, sha256), sha256, data)
+            del data
             segments.append(item)
             kept = StoredSegment(item.sha256, piece.rows)
             erased = np.zeros(len(piece.rows), np.bool_)
@@ -380,6 +386,16 @@ def texts(column: TextColumn, numbers: Int64) -> Steps[list[str]]:
             yield
         found += column.take(numbers[first : first + STEP_ROWS])
     return found
+
+
+def hashing(data: bytes) -> Steps[str]:
+    """Return the SHA-256 of bytes in hex."""
+    view, found = memoryview(data), hashlib.sha256()
+    for first in range(0, len(view), HASHED_BYTES):
+        if first:
+            yield
+        found.update(view[first : first + HASHED_BYTES])
+    return found.hexdigest()
 
 
 def _stored(data: bytes, name: Callable[[str], str]) -> StoredObject:

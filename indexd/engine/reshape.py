@@ -4,7 +4,6 @@ Pure functions; those that say so take long, and are for a thread.
 docs/rfcs/0009-resharding.md tells the whole of it.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +22,7 @@ from facegrid.ids import ShardId, subject_keys
 from facegrid.model import HashRange
 from facegrid.steps import Steps
 from indexd.engine.columns import in_order_met
-from indexd.engine.flush import CodedRows, StoredObject, segment_of, texts
+from indexd.engine.flush import CodedRows, StoredObject, hashing, segment_of, texts
 from indexd.engine.loading import Bool
 from indexd.engine.state import Int64, ShardState
 
@@ -185,5 +184,5 @@ def _built(segment: Segment, target: Target) -> Steps[BuiltSegment | None]:
         segment, shard_id=target.shard_id, load_id=target.load_id, generation=0, position=0
     )
     data = yield from encoding(own)
-    sha256 = hashlib.sha256(data).hexdigest()
+    sha256 = yield from hashing(data)
     return BuiltSegment(StoredObject(segment_name(target.shard_id, sha256), sha256, data), rows)

@@ -111,15 +111,11 @@ class Node:
                 tasks.create_task(keep_view(self.view, folder, self._ports.clock, logger))
             if self.view.restored:
                 self._changed.set()
-            try:
-                while True:
-                    await self._changed.wait()
-                    self._changed.clear()
-                    if (self.view.complete or self.view.restored) and not self._stopping:
-                        self._reconcile()
-            finally:
-                # What ends from here on may want to begin other work: there is no place for it.
-                self._tasks = None
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                if (self.view.complete or self.view.restored) and not self._stopping:
+                    self._reconcile()
 
     async def close(self) -> None:
         """Flush and let go of every shard; etcd or the store being away only costs a replay."""
@@ -475,8 +471,15 @@ class Node:
         if name in self._busy or self._tasks is None:
             work.close()
             return
+        guarded = self._guarded(name, work)
+        try:
+            task = self._tasks.create_task(guarded, name=name)
+        except RuntimeError:
+            # What ends with the node wants to begin other work: there is no place for it.
+            guarded.close()
+            work.close()
+            return
         self._busy.add(name)
-        task = self._tasks.create_task(self._guarded(name, work), name=name)
         task.add_done_callback(lambda _: work.close())  # cancelled before it ever began
 
     async def _guarded(self, name: str, work: Coroutine[None, None, None]) -> None:

@@ -2,9 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from zlib import crc32
 
 from typing_extensions import override
 
@@ -181,9 +180,20 @@ class Primary(ShardCopy):
         """Tell whether whoever asks was told by etcd that this process claimed the shard last."""
         return trust.primary_boot_id == self.ports.claimant.boot_id
 
+    @asynccontextmanager
+    async def _between_flushes(self) -> AsyncIterator[None]:
+        """Let no flush be under way; one that is hurries."""
+        self.waiting += 1
+        async with AsyncExitStack() as held:
+            try:
+                await held.enter_async_context(self._flushing)
+            finally:
+                self.waiting -= 1
+            yield
+
     async def keep_record(self, stored: StoredGallery) -> None:
         """Keep the gallery's records in the store. The copy of the first keys also tidies up."""
-        async with self._flushing:
+        async with self._between_flushes():
             # Not behind the deletion of a dropped gallery, see abandon.
             if self.recorded == stored or self.phase not in (Phase.OPENING, Phase.SERVING):
                 return
@@ -196,7 +206,7 @@ class Primary(ShardCopy):
         """Keep what etcd is about to hold of the gallery, and, before, what it holds now: a
         recovery that finds the one knows what it was to replace.
         """
-        async with self._flushing:
+        async with self._between_flushes():
             self.check_serving()
             for stored in (present, coming):
                 if stored is not None:
@@ -218,7 +228,7 @@ class Primary(ShardCopy):
             FencedError, UnavailableError: as `write`.
         """
         # Nothing is swept from the first look at the segments on.
-        async with self._flushing:
+        async with self._between_flushes():
             writer = self.writer
             done = bulk.done_before(self.state, self.persisted, request)
             if done is not None:
@@ -268,7 +278,8 @@ class Primary(ShardCopy):
             self._erased_since_s = self.ports.clock.now_s()
         records = self.state.position - self.persisted.position
         rows = self.state.rows_count - self.persisted.rows_count
-        return rows >= flush_rows(self.assignment.shard_id) or records >= limits.FLUSH_RECORDS
+        full = compaction.flush_rows(self.assignment.shard_id)
+        return rows >= full or records >= limits.FLUSH_RECORDS
 
     def rewrite_due(self, erased_rewrite_s: float) -> bool:
         """Whether bytes of erased rows have lain in the store for as long as they may."""
@@ -427,7 +438,8 @@ class Primary(ShardCopy):
         """Stop serving: a newer process has the shard, and this copy may be behind."""
         if self.phase is Phase.FENCED or self._handed_over:
             return
-        self.phase, self.hurried = Phase.FENCED, True
+        self.phase = Phase.FENCED
+        self.waiting += 1
         self.moved()
         if self._writer is not None:
             self._writer.fence()
@@ -438,7 +450,8 @@ class Primary(ShardCopy):
         """Take no more writes, and wait for what is on its way; searches go on. Inside, the rows
         stand still, and may become another copy's; afterwards this one is closed.
         """
-        self._handed_over = self.hurried = True
+        self._handed_over = True
+        self.waiting += 1
         if self._writer is not None:
             self._committer.remove(self._writer)
         await self._committer.quiet()
@@ -450,7 +463,7 @@ class Primary(ShardCopy):
     @override
     async def close(self) -> None:
         """Finish what is on its way, flush, and let go."""
-        self.hurried = True
+        self.waiting += 1
         if self._writer is not None:
             await self._committer.idle(self._writer, CLOSE_WAIT_S)
             self._committer.remove(self._writer)
@@ -468,20 +481,14 @@ class Primary(ShardCopy):
         """Let go without another write, since the gallery was dropped or the map names another
         primary; nothing is stored after.
         """
-        self.phase, self.hurried = Phase.CLOSED, True
+        self.phase = Phase.CLOSED
+        self.waiting += 1
         self.moved()
         if self._writer is not None:
             self._committer.remove(self._writer)
         await self._committer.quiet()
         async with self._flushing:
             return
-
-
-def flush_rows(shard_id: str) -> int:
-    """Return from how many rows in the log on a shard is flushed: a little earlier than it must
-    be, one shard than the other, since the shards of a gallery fill equally fast.
-    """
-    return limits.FLUSH_ROWS - crc32(shard_id.encode()) % (limits.FLUSH_ROWS // 8 + 1)
 
 
 def _pointer(built: flushing.Flush) -> ManifestPointer:

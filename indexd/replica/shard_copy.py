@@ -17,7 +17,7 @@ from facegrid.errors import CorruptError, DeadlineError, FencedError, Unavailabl
 from facegrid.format.log import LogRef
 from facegrid.format.records import ManifestPointer
 from facegrid.model import Gallery, ShardAssignment
-from facegrid.steps import Steps
+from facegrid.steps import Steps, finished
 from facegrid.telemetry.log import Logger
 from indexd.engine import recovery
 from indexd.engine.coded import NamedCodebook
@@ -79,7 +79,9 @@ class NodePorts:
     build_thread: ThreadPoolExecutor
     """Long work that must not hold up searches: segments, new indexes."""
     coding_thread: ThreadPoolExecutor
-    """Codes rows of exact tails, which must not wait for long work: they grow meanwhile."""
+    """Codes rows of exact tails, which grow meanwhile, and takes steps of long work: nothing in it
+    takes long.
+    """
     readers_grace_s: float = 0.0
     """How long objects that are not needed any more are left for those who read them."""
     tally: Tally = field(default_factory=Tally)
@@ -113,8 +115,8 @@ class ShardCopy(ABC):
         """Likewise, where it confirmed as well that the map has this copy searched."""
         self.ports = ports
         self.log = ports.logger.bind(shard=assignment.shard_id)
-        self.hurried = False
-        """Whether long work is done without rests: somebody waits for its end."""
+        self.waiting = 0
+        """How many wait for the end of long work: while any do, it takes no rests."""
         self.building = asyncio.Lock()
         """Held while another index or another state is built in the place of the present one."""
         self.repacks = True
@@ -290,14 +292,14 @@ class ShardCopy(ABC):
         await self._absorb(self.state)
 
     async def _absorb(self, state: ShardState) -> None:
-        index, rows = state.index, ABSORB_ROWS_AT_ONCE
-        code = partial(index.coded_ahead, rows)
-        added = rows
-        while added:
+        index, rows, wanted = state.index, ABSORB_ROWS_AT_ONCE, state.index.rows_count
+        while True:
             coded = index.codebook is not None
+            code = partial(index.coded_ahead, rows)
             ahead = await self.on(self.ports.coding_thread, code) if coded else None
-            absorb = partial(index.absorb, rows, ahead)
-            added = await self.on(self.ports.search_thread, absorb)
+            await self.on(self.ports.search_thread, partial(index.add_coded, ahead, rows))
+            if index.codebook is None or index.indexed_count >= wanted:
+                return
 
     async def codes(self, coding: Coding) -> list[CodedRows | None]:
         """Take codes out of an index, in steps and beside searches."""
@@ -335,26 +337,29 @@ class ShardCopy(ABC):
         )
 
     async def gently(self, steps: Steps[T]) -> T:
-        """Carry out long work in the build thread, with rests between its steps, so that searches
-        find the cores and the interpreter free.
+        """Carry out long work with rests between its steps, so that searches find the cores and
+        the interpreter free; the rest of it at once when somebody waits for its end.
         """
         clock, found = self.ports.clock, list[T]()
-        while True:
-            began_s = clock.now_s()
-            await self.on(self.ports.build_thread, partial(_step, steps, found))
+        thread = self.ports.coding_thread
+        while not self.waiting:
+            worked_s = await self.on(thread, partial(_step, steps, found, clock))
             if found:
                 return found[0]
-            if not self.hurried:
-                await clock.sleep(min(REST_S_MAX, REST_TIMES * (clock.now_s() - began_s)))
+            if not self.waiting:
+                await clock.sleep(min(REST_S_MAX, REST_TIMES * worked_s))
+        return await self.on(thread, partial(finished, steps))
 
     async def on(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         """Run work in a named thread."""
         return await asyncio.get_running_loop().run_in_executor(thread, work)
 
 
-def _step(steps: Steps[T], found: list[T]) -> None:
-    """Take one step, and put what the last one returns into `found`."""
+def _step(steps: Steps[T], found: list[T], clock: Clock) -> float:
+    """Take one step, and put what the last one returns into `found`; return the seconds taken."""
+    began_s = clock.now_s()
     try:
         next(steps)
     except StopIteration as end:
         found.append(end.value)
+    return clock.now_s() - began_s

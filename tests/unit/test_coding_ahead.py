@@ -46,15 +46,20 @@ def assert_same(one: EncodedRows, other: EncodedRows) -> None:
     np.testing.assert_array_equal(one.codes, other.codes)
 
 
+def add(index: ShardIndex, rows_max: int) -> int:
+    """Code ahead and add; return the rows added."""
+    before = index.indexed_count
+    index.add_coded(index.coded_ahead(rows_max), rows_max)
+    return index.indexed_count - before
+
+
 def test_rows_coded_ahead_are_those_that_absorbing_codes(
     codebooks: tuple[Codebook, Codebook],
 ) -> None:
     plain, index = filled(codebooks[0]), filled(codebooks[0])
     plain.absorb()
 
-    taken = [index.absorb(200, index.coded_ahead(200)) for _ in range(4)]
-
-    assert taken == [200, 200, 100, 0]
+    assert [add(index, 200) for _ in range(4)] == [200, 200, 100, 0]
     assert_same(coded(index), coded(plain))
 
 
@@ -65,8 +70,9 @@ def test_rows_that_came_meanwhile_are_left_for_the_next_time(
     ahead = index.coded_ahead(2 * ROWS)
     append(index, ROWS, 4)
 
-    assert index.absorb(2 * ROWS, ahead) == ROWS
-    assert index.absorb(2 * ROWS, index.coded_ahead(2 * ROWS)) == ROWS
+    index.add_coded(ahead, 2 * ROWS)
+    assert index.indexed_count == ROWS
+    assert add(index, 2 * ROWS) == ROWS
     plain = filled(codebooks[0])
     append(plain, ROWS, 4)
     plain.absorb()
@@ -80,7 +86,9 @@ def test_codes_of_a_codebook_that_was_replaced_are_not_added(
     ahead = index.coded_ahead(ROWS)
     index.swap(ShardIndex(DIM).rebuilt(codebooks[1]))
 
-    assert index.absorb(ROWS, ahead) == ROWS
+    index.add_coded(ahead, ROWS)
+    assert index.indexed_count == 0
+    assert add(index, ROWS) == ROWS
 
     plain = filled(codebooks[1])
     plain.absorb()
@@ -94,16 +102,18 @@ def test_rows_that_were_absorbed_meanwhile_are_not_added_twice(
     ahead = index.coded_ahead(200)
     index.absorb(100)
 
-    assert index.absorb(200, ahead) == 100
-    index.absorb(100)
-    assert index.absorb(200, ahead) == 200
+    index.add_coded(ahead, 200)
+    assert index.indexed_count == 200
+    index.add_coded(ahead, 200)
+    assert index.indexed_count == 200
+    assert add(index, ROWS) == 300
 
     plain = filled(codebooks[0])
     plain.absorb()
     assert_same(coded(index), coded(plain))
 
 
-def test_rows_whose_codes_are_known_are_not_coded_ahead(
+def test_rows_whose_codes_are_known_are_not_coded_and_their_codes_forgotten(
     codebooks: tuple[Codebook, Codebook],
 ) -> None:
     plain, index = filled(codebooks[0]), filled(codebooks[0])
@@ -114,13 +124,14 @@ def test_rows_whose_codes_are_known_are_not_coded_ahead(
     first = index.coded_ahead(ROWS)
     assert first is not None
     assert (first.first, first.last) == (0, 100)
-    assert index.absorb(ROWS, first) == 100
+    index.add_coded(first, ROWS)
     assert index.coded_ahead(ROWS) is None
-    assert index.absorb(200) == 200
+    assert [add(index, 150) for _ in range(2)] == [150, 50]
+    assert not index._known
     last = index.coded_ahead(ROWS)
     assert last is not None
     assert (last.first, last.last) == (300, ROWS)
-    index.absorb(ROWS, last)
+    index.add_coded(last, ROWS)
     assert_same(coded(index), coded(plain))
 
 
@@ -129,4 +140,5 @@ def test_there_is_nothing_to_code_without_a_codebook() -> None:
     append(index, ROWS, 3)
 
     assert index.coded_ahead(ROWS) is None
-    assert index.absorb(ROWS) == 0
+    index.add_coded(None, ROWS)
+    assert (index.indexed_count, index.absorb(ROWS)) == (0, 0)

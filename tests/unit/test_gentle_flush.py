@@ -1,6 +1,7 @@
 """Large segments are made in steps, with rests between; the bytes are those of one step."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
@@ -13,15 +14,18 @@ from hypothesis import strategies as st
 from facegrid import limits, vectors
 from facegrid.clock import SystemClock
 from facegrid.errors import FencedError
+from facegrid.format.frame import Kind, encode_frame, framing
 from facegrid.format.segment import decode_segment
+from facegrid.format.stored_gallery import StoredGallery
 from facegrid.steps import Steps, finished
 from indexd.ann.train import train
 from indexd.engine import coded, flush
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.columns import SubjectRows, TextColumn, in_order_met
+from indexd.engine.compaction import flush_rows
 from indexd.engine.requests import EnrolRequest
-from indexd.replica.primary import Primary, flush_rows
-from tests.fakes.mirror_rig import DIM, N1, Rig, S, rigged
+from indexd.replica.primary import Primary
+from tests.fakes.mirror_rig import DIM, N1, Rig, S, rigged, whole_map
 
 ROWS = 4 * flush.STEP_ROWS + 17
 
@@ -115,7 +119,7 @@ async def test_whoever_flushes_rests_between_steps_unless_somebody_waits(
     ids = [f"t{row}" for row in range(ROWS)]
     await primary.write(EnrolRequest("r2", ids, ids, rows(ROWS, 2)))
     clock.rests.clear()
-    primary.hurried = True
+    primary.waiting += 1
     await primary.flush()
     assert clock.rests == []
     assert len(primary.persisted.segments) == 2
@@ -131,7 +135,11 @@ async def flushed(primary: Primary) -> None:
         await primary.flush()
 
 
-@pytest.mark.parametrize("end", [Primary.close, Primary.abandon, handed_over])
+async def gallery_kept(primary: Primary) -> None:
+    await primary.keep_coming(None, StoredGallery(primary.gallery, whole_map()))
+
+
+@pytest.mark.parametrize("end", [Primary.close, Primary.abandon, handed_over, gallery_kept])
 async def test_a_flush_goes_on_without_rests_for_who_waits_for_its_end(
     primary: Primary, end: Callable[[Primary], Coroutine[None, None, None]]
 ) -> None:
@@ -205,3 +213,19 @@ def test_steps_return_what_the_work_returns() -> None:
         return 7
 
     assert finished(work()) == 7
+
+
+def test_a_large_frame_is_made_in_steps_and_is_the_frame_made_at_once() -> None:
+    payload = np.random.default_rng(1).integers(0, 256, 9 << 20, np.uint8).tobytes()
+    steps = framing(Kind.SEGMENT_CODES, memoryview(payload), compress="none")
+    assert next(steps) is None
+
+    assert b"".join(finished(steps)) == encode_frame(Kind.SEGMENT_CODES, payload, compress="none")
+
+
+def test_what_is_hashed_in_steps_has_the_hash_of_the_whole() -> None:
+    data = bytes(range(256)) * (5 << 12) + b"end"
+    small = flush.hashing(data[:1000])
+
+    assert finished(flush.hashing(data * 4)) == hashlib.sha256(data * 4).hexdigest()
+    assert finished(small) == hashlib.sha256(data[:1000]).hexdigest()

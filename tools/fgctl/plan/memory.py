@@ -25,8 +25,9 @@ SAMPLE_ROWS: Final = 131_072
 """Rows that a codebook is learnt and measured on."""
 SAMPLE_BYTES_PER_COMPONENT: Final = 1 + 4 + 4
 """As stored, as float32, and the copy that faiss learns from."""
-ENCODED_TIMES: Final = 2
-"""A flush holds the rows that it writes twice: gathered, and as the bytes of the object."""
+ENCODED_TIMES: Final = 3
+"""A flush holds the rows that it writes three times, where some between them are erased: gathered,
+in pieces, and as the bytes of the object."""
 
 
 @dataclass(frozen=True, slots=True)

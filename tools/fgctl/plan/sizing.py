@@ -30,6 +30,8 @@ ROUTER_BUSY: Final = 0.5
 ROUTER_WAITS: Final = 1 + ROUTER_BUSY / (2 * (1 - ROUTER_BUSY))
 """How many times as long a batch then spends in it, where others are ahead: of Pollaczek and
 Khinchine, for batches that all take the same."""
+HALF_ROWS: Final = 16
+"""Probes that a router sends though the batch before is not back: its setting coalesce_rows_half."""
 NODES_MAX: Final = limits.SHARDS_MAX
 NODES_EXACT: Final = 32
 """Up to here every number of nodes is tried, beyond that steps of one in sixteen."""
@@ -302,6 +304,8 @@ def routers_needed(trial: Trial) -> int:
     for routers in count(1):
         per_s = demand.probes_per_s / routers
         together = max(1.0, per_s * trial.latency.p50_s)
+        # From so many on a router sends them in two halves.
+        together /= 2 if together >= 2 * HALF_ROWS else 1
         busy = per_s * (calibration.router_call_cpu_s + asking_s / together)
         if busy <= ROUTER_BUSY:
             return routers + 1
