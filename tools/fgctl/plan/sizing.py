@@ -31,7 +31,7 @@ ROUTER_WAITS: Final = 1 + ROUTER_BUSY / (2 * (1 - ROUTER_BUSY))
 """How many times as long a batch then spends in it, where others are ahead: of Pollaczek and
 Khinchine, for batches that all take the same."""
 HALF_ROWS: Final = 16
-"""Probes that a router sends though the batch before is not back: its setting coalesce_rows_half."""
+"""Probes that a router sends before the batch before is back: its setting coalesce_rows_half."""
 NODES_MAX: Final = limits.SHARDS_MAX
 NODES_EXACT: Final = 32
 """Up to here every number of nodes is tried, beyond that steps of one in sixteen."""
