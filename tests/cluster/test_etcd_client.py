@@ -35,6 +35,7 @@ from facegrid.model import NodeInfo
 from facegrid.rpc.channel import TlsFiles
 from facegrid.telemetry.log import get_logger
 from fgctl.local.etcd import LocalEtcd, start_etcd
+from tests.fakes.mirror_rig import until
 
 pytestmark = pytest.mark.cluster
 
@@ -282,6 +283,8 @@ async def test_a_node_stays_registered_over_a_restart_and_leaves_when_it_ends(
         await changes_of(watch, 1)
         running = group.create_task(registration.run())
         (first,) = await changes_of(watch, 1)
+        # Else the answer may be lost with the member, and the key is put a second time.
+        await until(lambda: registration._registered)
         member.kill()
         member.start("etcd1")
         await member.wait_ready()
