@@ -196,7 +196,7 @@ class Mirror:
     async def _stored(
         self, steps: Steps[BuiltSegment | None], target: Target
     ) -> list[BuiltSegment]:
-        """Build one segment in the build thread; pin and store it. Return it without its bytes."""
+        """Build one segment beside searches; pin and store it. Return it without its bytes."""
         built = await self._primary.gently(steps)
         if built is None:
             return []
