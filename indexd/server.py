@@ -291,9 +291,10 @@ async def serve(settings: IndexdSettings) -> None:
     self_test()
     if NATIVE is None:
         get_logger("indexd").warning("rows are rescored by NumPy: slower", why=WHY_NOT)
-    devices = open_devices(settings.device, get_logger("indexd").bind(node=settings.node_id))
-    store = open_store(settings.store)
     clock = SystemClock()
+    logger = get_logger("indexd").bind(node=settings.node_id)
+    devices = open_devices(settings.device, logger, clock)
+    store = open_store(settings.store)
     coord = settings.coordinator(clock)
     try:
         view = await first_view(settings, coord)

@@ -28,6 +28,7 @@ from bench.report import Json, Spread
 from bench.stage import Place, Stage, run_as_command
 from bench.target import Target, against
 from bench.truth import Ranking
+from facegrid.clock import SystemClock
 from facegrid.telemetry.log import get_logger
 from facegrid.tuning import Effort
 from facegrid.vectors import Int64, Probes
@@ -307,11 +308,11 @@ def _measured(
 
 
 def _unit(device: str) -> Unit:
-    logger = get_logger("bench")
+    logger, clock = get_logger("bench"), SystemClock()
     if device == opening.PROCESSOR:
         arrays = HostArrays()
-        return Unit(arrays, lambda: HostScanners(arrays.get), logger)
-    return opening.unit(int(device.removeprefix(opening.GPU)), logger)
+        return Unit(arrays, lambda: HostScanners(arrays.get), logger, clock=clock)
+    return opening.unit(int(device.removeprefix(opening.GPU)), logger, clock)
 
 
 def _numbers(text: str) -> list[int]:

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from facegrid.clock import Clock, SystemClock
 from facegrid.telemetry.log import get_logger
+from facegrid.testing.manual_clock import ManualClock
 from indexd.ann.gpu import open as opening
 from indexd.ann.gpu import resident
 from indexd.ann.gpu.arrays import Arrays, HostArrays
@@ -29,10 +31,18 @@ def small_sizes() -> Iterator[None]:
         yield
 
 
-def played_unit(arrays: Arrays | None = None, memory_bytes: int = 1 << 30) -> Unit:
+def played_unit(
+    arrays: Arrays | None = None, memory_bytes: int = 1 << 30, clock: Clock | None = None
+) -> Unit:
     """Return a device that the processor plays."""
     arrays = arrays or HostArrays()
-    return Unit(arrays, lambda: HostScanners(arrays.get), LOGGER, memory_bytes)
+    return Unit(
+        arrays,
+        lambda: HostScanners(arrays.get),
+        LOGGER,
+        clock=clock or ManualClock(),
+        memory_bytes=memory_bytes,
+    )
 
 
 def torch_arrays() -> TorchArrays:
@@ -47,7 +57,7 @@ def gpu_unit() -> Unit:
     problem = opening.problem()
     if problem is not None:
         pytest.skip(f"no GPU: {problem}")
-    return opening.unit(0, LOGGER)
+    return opening.unit(0, LOGGER, SystemClock())
 
 
 def settle(engine: GpuEngine) -> None:

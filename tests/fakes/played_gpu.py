@@ -15,6 +15,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from facegrid.clock import Clock
 from facegrid.telemetry.log import Logger
 from indexd import server
 from indexd.ann.gpu.arrays import DeviceFullError, DeviceLostError, HostArrays
@@ -50,9 +51,9 @@ def main() -> None:
     """Run a node."""
     rule = Path(sys.argv.pop(1))
 
-    def opened(_wanted: str, logger: Logger) -> GpuEngine:
+    def opened(_wanted: str, logger: Logger, clock: Clock) -> GpuEngine:
         arrays = PlayedGpu(rule)
-        unit = Unit(arrays, lambda: HostScanners(arrays.get), logger)
+        unit = Unit(arrays, lambda: HostScanners(arrays.get), logger, clock=clock)
         self_test(unit)
         return GpuEngine([unit], logger)
 

@@ -1,5 +1,6 @@
 """Shards on devices: how they come, what they take, and what happens when a device fails."""
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,12 +12,13 @@ import pytest
 
 from facegrid import vectors
 from facegrid.errors import FacegridError
+from facegrid.testing.manual_clock import ManualClock
 from facegrid.tuning import Effort
 from indexd.ann.codebook import Codebook
 from indexd.ann.gpu import unit as units
 from indexd.ann.gpu.arrays import DeviceFullError, DeviceLostError, HostArrays
 from indexd.ann.gpu.engine import GpuEngine
-from indexd.ann.gpu.placing import Ledger, choose
+from indexd.ann.gpu.placing import PAUSE_S, PAUSE_S_MAX, Ledger, Pause, choose
 from indexd.ann.gpu.resident import needed_bytes
 from indexd.ann.gpu.scanner import HostScanners, Scanner, Tables
 from indexd.ann.gpu.self_test import self_test
@@ -94,8 +96,10 @@ class World:
     def __init__(self, codes: vectors.Int8, codebook: Codebook | None, **devices: int) -> None:
         self.arrays = [Failing(name.replace("_", ":")) for name in devices or {"gpu_0": 0}]
         sizes = [*devices.values()] or [1 << 30]
+        self.clock = ManualClock()
         self.units = [
-            played_unit(arrays, size) for arrays, size in zip(self.arrays, sizes, strict=True)
+            played_unit(arrays, size, self.clock)
+            for arrays, size in zip(self.arrays, sizes, strict=True)
         ]
         self.engine = GpuEngine(self.units, LOGGER)
         self.index = shard(codes, codebook)
@@ -109,6 +113,9 @@ class World:
     ) -> tuple[list[int], list[int], list[float]]:
         index = index or self.index
         return answers(index.search(self.wanted.probes, self.wanted.k, self.wanted.threshold))
+
+    def wait(self, duration_s: float) -> None:
+        asyncio.run(self.clock.advance(duration_s))
 
     def settled(self) -> "World":
         self.ask()
@@ -274,10 +281,54 @@ def test_where_a_device_fails_the_processor_answers_the_same(
     assert (unit.counts.failures, unit.counts.moved_away) == (1, 2)
     assert unit.lost == isinstance(error, DeviceLostError)
     world.arrays[0].error = None
-    settle(world.engine)
+    world.settled()
     assert answers(world.ask()[0]) == world.expected()
-    settle(world.engine)
+    world.wait(PAUSE_S)
+    world.settled()
+    assert answers(world.ask()[0]) == world.expected()
     assert unit.shards_count == (0 if unit.lost else 1)
+
+
+def test_no_shard_comes_to_a_device_that_was_just_full_and_each_pause_is_longer(
+    codes: vectors.Int8, codebook: Codebook
+) -> None:
+    """Where something else took the memory the ledger knows nothing of it."""
+    world = World(codes, codebook).settled()
+    unit = world.units[0]
+    world.arrays[0].error = DeviceFullError("full")
+    for pause_s in (PAUSE_S, 2 * PAUSE_S, 4 * PAUSE_S):
+        world.ask()  # brings the shard to the device, or finds that it is full
+        world.settled()
+        moved = unit.counts.moved_away
+        world.wait(0.9 * pause_s)
+        world.settled()
+        assert (unit.shards_count, unit.counts.moved_away) == (0, moved)
+        world.wait(0.1 * pause_s)
+    world.arrays[0].error = None
+    world.settled().ask()
+    assert (unit.shards_count, unit.counts.searches) == (1, 1)
+
+    world.arrays[0].error = DeviceFullError("full")
+    world.ask()
+    world.arrays[0].error = None
+    world.wait(PAUSE_S)
+    world.settled()
+    assert unit.shards_count == 1
+
+
+def test_a_shard_that_outgrew_its_device_keeps_no_other_from_it(
+    codes: vectors.Int8, codebook: Codebook
+) -> None:
+    world = World(codes, codebook, gpu_0=needed_bytes(DIM, ROWS * 2)).settled()
+    more = np.concatenate([codes] * 3)
+    world.index.append(more, np.arange(len(more), dtype=np.int32))
+    world.ask()
+    settle(world.engine)
+
+    other = shard(codes[:700], codebook)
+    world.ask(other)
+    settle(world.engine)
+    assert world.units[0].holds(other)
 
 
 def test_a_device_that_fails_while_a_shard_is_brought_there_is_left(
@@ -317,7 +368,13 @@ class Forgetful(HostScanners):
 
 def test_a_device_that_misses_rows_does_not_serve() -> None:
     arrays = HostArrays()
-    unit = Unit(arrays, lambda: Forgetful(arrays.get), LOGGER, 1 << 30)
+    unit = Unit(
+        arrays,
+        lambda: Forgetful(arrays.get),
+        LOGGER,
+        clock=ManualClock(),
+        memory_bytes=1 << 30,
+    )
     with pytest.raises(FacegridError) as caught:
         self_test(unit)
     assert caught.value.reason == "ENGINE_UNFIT"
@@ -334,6 +391,27 @@ def test_memory_is_accounted_before_it_is_taken() -> None:
     ledger.give_back(1)
     ledger.give_back(1)
     assert (ledger.free_bytes, ledger.promised_bytes(1)) == (900, 0)
+
+
+def test_a_pause_is_twice_the_one_before_up_to_a_limit_until_a_search_went_well() -> None:
+    pause = Pause()
+    assert not pause.lasts(0.0)
+    pause.forget(0.0)
+    now_s, lasted = 0.0, []
+    for _ in range(9):
+        lasted.append(pause.begin(now_s))
+        assert pause.begin(now_s + 1) == lasted[-1] - 1, "one pause"
+        assert pause.lasts(now_s + lasted[-1] - 1)
+        now_s += lasted[-1]
+        assert not pause.lasts(now_s)
+    assert lasted == [10, 20, 40, 80, 160, 320, 640, 640, 640]
+    assert (lasted[0], lasted[-1]) == (PAUSE_S, PAUSE_S_MAX)
+    pause.begin(now_s)
+    pause.forget(now_s)  # of another shard, that was there before
+    assert pause.lasts(now_s)
+    now_s += PAUSE_S_MAX
+    pause.forget(now_s)
+    assert pause.begin(now_s) == PAUSE_S
 
 
 def test_a_template_takes_what_the_documents_say() -> None:

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from facegrid.errors import InvalidError, UnavailableError
 from facegrid.telemetry.log import get_logger
+from facegrid.testing.manual_clock import ManualClock
 from indexd.ann.gpu import open as opening
 from indexd.settings import IndexdSettings
 
@@ -20,7 +21,7 @@ def settings(device: str) -> IndexdSettings:
 
 def opened(device: str) -> tuple[Any, list[Any]]:
     with capture_logs() as logs:
-        engine = opening.open_devices(device, get_logger("tests"))
+        engine = opening.open_devices(device, get_logger("tests"), ManualClock())
     return engine, logs
 
 

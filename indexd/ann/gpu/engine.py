@@ -81,7 +81,9 @@ class GpuEngine:
 
     def _find_room(self, index: ShardIndex) -> None:
         size = needed_bytes(index.rows.dim, int(index.rows_count * ROOM_FACTOR))
-        able = {unit.name: unit for unit in self.units if not unit.lost}
+        able = {unit.name: unit for unit in self.units if unit.open}
+        if not able:
+            return  # what is wrong with each was told when it began
         name = choose({name: unit.ledger.free_bytes for name, unit in able.items()}, size)
         if name is not None and able[name].admit(index):
             self._refused.pop(index, None)

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import faiss
 
+from facegrid.clock import Clock
 from facegrid.errors import FacegridError, InvalidError, UnavailableError
 from facegrid.telemetry.log import Logger
 from indexd.ann.gpu.engine import GpuEngine
@@ -49,14 +50,16 @@ def problem() -> str | None:
     return None
 
 
-def unit(number: int, logger: Logger) -> Unit:
+def unit(number: int, logger: Logger, clock: Clock) -> Unit:
     """Return a GPU, tried out.
 
     Raises:
         FacegridError: it does not do what it should; see `indexd.ann.gpu.self_test`.
     """
     arrays = TorchArrays(importlib.import_module("torch"), number)
-    opened = Unit(arrays, lambda: GpuScanners(number, arrays.put, arrays.get), logger)
+    opened = Unit(
+        arrays, lambda: GpuScanners(number, arrays.put, arrays.get), logger, clock=clock
+    )
     try:
         self_test(opened)
     except FacegridError:
@@ -65,12 +68,13 @@ def unit(number: int, logger: Logger) -> Unit:
     return opened
 
 
-def open_devices(wanted: str, logger: Logger) -> GpuEngine | None:
+def open_devices(wanted: str, logger: Logger, clock: Clock) -> GpuEngine | None:
     """Return what searches on the devices wanted; None: the processor alone does.
 
     Args:
         wanted: `auto` for all GPUs there are, `cpu` for none, or some as `gpu:0,gpu:1`.
         logger: told what is used, once.
+        clock: for pauses after a device was full.
 
     Raises:
         InvalidError: several packages bring faiss (FAISS_TWICE).
@@ -93,7 +97,7 @@ def open_devices(wanted: str, logger: Logger) -> GpuEngine | None:
             reason="NO_DEVICE",
             device=f"{GPU}{absent[0]}",
         )
-    engine = GpuEngine([unit(number, logger) for number in dict.fromkeys(numbers)], logger)
+    engine = GpuEngine([unit(number, logger, clock) for number in dict.fromkeys(numbers)], logger)
     logger.info("searching on devices", devices=[one.name for one in engine.units])
     return engine
 

@@ -1,10 +1,42 @@
-"""On which device a shard goes: decisions only."""
+"""On which device a shard goes, and when: decisions only."""
 
 from collections.abc import Mapping
 from typing import Final
 
 RESERVE_SHARE: Final = 0.1
 """Of a device's memory: for the intermediate results of searches and for what others take."""
+
+PAUSE_S: Final = 10.0
+"""How long no shard comes to a device after its memory was found full, whatever the ledger says."""
+PAUSE_S_MAX: Final = 640.0
+"""The same after it was full again and again: every pause is twice as long as the one before."""
+
+
+class Pause:
+    """Keeps shards from coming to a device that was full: where something else took its memory,
+    each would be brought over in whole only to be let go of at its next search.
+    """
+
+    def __init__(self) -> None:
+        self._until_s = self._lasts_s = 0.0
+
+    def begin(self, now_s: float) -> float:
+        """The device was full; return how many seconds no shard comes. One pause begins while
+        another lasts where several shards fail together: that counts once.
+        """
+        if now_s >= self._until_s:
+            self._lasts_s = min(max(2 * self._lasts_s, PAUSE_S), PAUSE_S_MAX)
+            self._until_s = now_s + self._lasts_s
+        return self._until_s - now_s
+
+    def lasts(self, now_s: float) -> bool:
+        """Tell whether no shard may come."""
+        return now_s < self._until_s
+
+    def forget(self, now_s: float) -> None:
+        """A shard was searched there: the next pause is a short one, if none lasts."""
+        if not self.lasts(now_s):
+            self._lasts_s = 0.0
 
 
 class Ledger:

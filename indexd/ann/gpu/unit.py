@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
+from facegrid.clock import Clock
 from facegrid.telemetry.log import Logger
 from facegrid.tuning import Effort
 from indexd.ann import together
 from indexd.ann.codebook import Codebook
 from indexd.ann.gpu.arrays import Arrays, DeviceError, DeviceFullError, DeviceLostError
-from indexd.ann.gpu.placing import Ledger
+from indexd.ann.gpu.placing import Ledger, Pause
 from indexd.ann.gpu.resident import SLICE_ROWS, Resident, needed_bytes
 from indexd.ann.gpu.scanner import Scanners, Tables
 from indexd.ann.index import ShardIndex
@@ -34,6 +35,10 @@ BEHIND_ROWS_MAX: Final = SLICE_ROWS
 """A search waits while so many rows are brought to the device; with more it goes elsewhere."""
 ROOM_FACTOR: Final = 1.25
 """A shard is promised memory for a quarter more rows than it has."""
+
+
+class _OutgrownError(DeviceError):
+    """A shard has more rows than there is room promised for: others may stay, and come."""
 
 
 @dataclass(slots=True)
@@ -58,6 +63,7 @@ class Unit:
         arrays: of the device.
         scanners: makes what makes scanners, in the owner thread.
         logger: told what comes and goes.
+        clock: for pauses after the device was full.
         memory_bytes: what shards may take; None: all that is free now.
     """
 
@@ -66,6 +72,8 @@ class Unit:
         arrays: Arrays,
         scanners: Callable[[], Scanners],
         logger: Logger,
+        *,
+        clock: Clock,
         memory_bytes: int | None = None,
     ) -> None:
         self.name = arrays.name
@@ -74,6 +82,8 @@ class Unit:
         """Whether the device failed for good."""
         self.arrays = arrays
         self._logger = logger.bind(device=arrays.name)
+        self._clock = clock
+        self._pause = Pause()
         free_bytes = arrays.memory().free_bytes if memory_bytes is None else memory_bytes
         self.ledger = Ledger(free_bytes)
         self._lock = threading.Lock()
@@ -93,6 +103,11 @@ class Unit:
         """Shards that live here."""
         with self._here() as homes:
             return len(homes)
+
+    @property
+    def open(self) -> bool:
+        """Tell whether shards may come: it works, and was not full just now."""
+        return not self.lost and not self._pause.lasts(self._clock.now_s())
 
     @property
     def at_work(self) -> bool:
@@ -133,7 +148,7 @@ class Unit:
         key = id(index)
         size = needed_bytes(index.rows.dim, int(index.rows_count * ROOM_FACTOR))
         with self._here() as homes:
-            if self.lost or not self.ledger.take(key, size):
+            if not self.open or not self.ledger.take(key, size):
                 return False
             homes[key] = Resident(index, self.arrays, self.scanners)
         weakref.finalize(index, self._gone.append, key).atexit = False
@@ -209,6 +224,7 @@ class Unit:
             self._failed(error, [id(one) for one in indexes])
             raise
         self.counts.searches += 1
+        self._pause.forget(self._clock.now_s())
         return hits
 
     def _slice(self) -> None:
@@ -243,7 +259,7 @@ class Unit:
         with self._lock:
             room = self.ledger.take(key, max(size, self.ledger.promised_bytes(key)))
         if not room:
-            raise DeviceFullError(f"the shard has outgrown the device rows={index.rows_count}")
+            raise _OutgrownError(f"the shard has outgrown the device rows={index.rows_count}")
         if home.behind_count:
             home.follow(SLICE_ROWS)
             return True
@@ -277,4 +293,9 @@ class Unit:
                 self._drop(key)
         self.counts.moved_away += len(gone)
         event = "device lost" if self.lost else "shards leave the device"
-        self._logger.warning(event, shards=len(gone), problem=str(error)[:500])
+        pause_s = 0.0
+        if isinstance(error, DeviceFullError):
+            pause_s = self._pause.begin(self._clock.now_s())
+        self._logger.warning(
+            event, shards=len(gone), pause_s=round(pause_s, 1), problem=str(error)[:500]
+        )
