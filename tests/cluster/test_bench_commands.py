@@ -145,3 +145,12 @@ def test_gpu_codes_alone(tmp_path: Path) -> None:
 
     assert (written["rows"], written["rows_kept"], written["accuracy"]) == (20000, False, {})
     assert written["speeds"][0]["engine_per_s"]["median"] > 0
+
+
+def test_hop(tmp_path: Path) -> None:
+    lines, written = run("hop", "--messages", "40", folder=tmp_path)
+
+    assert len(lines) == 9
+    ways = {(one["server"], one["way"], one["at_once"]) for one in written["hops"]}
+    assert len(ways) == len(written["hops"]) == 8
+    assert all(one["p50_ms"] > 0 for one in written["hops"])
