@@ -60,6 +60,8 @@ FLUSH_RECORDS = 8192
 """Likewise records, of which each may be a log object by itself, and have no rows."""
 ERASURES_NOTED = 256
 """Records of erasures that a follower keeps before it asks which of them the journal has."""
+FLUSH_STEP_ROWS = 8192
+"""Rows handled in one step where a segment is made in steps, so that other work gets its turn."""
 REPACK_ERASED_MIN = 1024
 """Erased rows that a shard may keep in memory, however small it is."""
 REPACK_ERASED_SHARE = 0.25

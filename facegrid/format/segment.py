@@ -30,8 +30,6 @@ from facegrid.vectors import Int8
 Int32 = npt.NDArray[np.int32]
 UInt8 = npt.NDArray[np.uint8]
 
-STEP_ROWS = 8192
-"""Rows that are handled in one step, where a segment is made in steps."""
 _WHAT = "segment"
 _PLAIN = [
     Kind.SEGMENT_HEADER,
@@ -100,7 +98,7 @@ def encode_segment(segment: Segment) -> bytes:
 
 def encoding(segment: Segment) -> Steps[bytes]:
     """Do what `encode_segment` does in steps; a small segment takes one."""
-    large = len(segment.template_ids) > STEP_ROWS
+    large = len(segment.template_ids) > limits.FLUSH_STEP_ROWS
     problem = segment_problem(segment)
     assert not problem, problem
     if large:

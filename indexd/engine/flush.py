@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from facegrid import limits
 from facegrid.format import digest as digests
 from facegrid.format.erasures import Erasure, JournalRef, journal_objects
 from facegrid.format.log import LogRef
@@ -22,13 +23,7 @@ from facegrid.format.manifest import (
     encode_manifest,
     manifest_name,
 )
-from facegrid.format.segment import (
-    STEP_ROWS,
-    Segment,
-    encoding,
-    segment_name,
-    segment_rows_max,
-)
+from facegrid.format.segment import Segment, encoding, segment_name, segment_rows_max
 from facegrid.format.sources import InheritedRequest, SourcePosition
 from facegrid.steps import Steps
 from indexd.ann.ivfpq import EncodedRows, joined
@@ -336,7 +331,7 @@ class Coding:
         if not self._left:
             return False
         piece = self._left[0]
-        rows = piece[self._at : self._at + STEP_ROWS]
+        rows = piece[self._at : self._at + limits.FLUSH_STEP_ROWS]
         first = int(rows[0])
         encoded = state.index.encoded(first, int(rows[-1]) + 1)
         if encoded is not None:
@@ -381,10 +376,11 @@ def segment_of(state: ShardState, rows: Int64, coded: CodedRows | None) -> Steps
 def texts(column: TextColumn, numbers: Int64) -> Steps[list[str]]:
     """Return some entries of a column."""
     found: list[str] = []
-    for first in range(0, len(numbers), STEP_ROWS):
+    step = limits.FLUSH_STEP_ROWS
+    for first in range(0, len(numbers), step):
         if first:
             yield
-        found += column.take(numbers[first : first + STEP_ROWS])
+        found += column.take(numbers[first : first + step])
     return found
 
 

@@ -8,6 +8,7 @@ from facegrid import limits
 SMALL = {
     "FLUSH_ROWS": 7,
     "FLUSH_RECORDS": 15,
+    "FLUSH_STEP_ROWS": 3,
     "ERASURES_NOTED": 2,
     "REPACK_ERASED_MIN": 2,
     "REPACK_STEP_ROWS": 3,

@@ -27,7 +27,7 @@ from indexd.engine.requests import EnrolRequest
 from indexd.replica.primary import Primary
 from tests.fakes.mirror_rig import DIM, N1, Rig, S, rigged, whole_map
 
-ROWS = 4 * flush.STEP_ROWS + 17
+ROWS = 4 * limits.FLUSH_STEP_ROWS + 17
 
 
 def rows(count: int, seed: int) -> vectors.Int8:
