@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from facegrid.clock import Clock
-from facegrid.errors import FacegridError
+from facegrid.errors import FacegridError, InvalidError
 from facegrid.ids import KEY_LAST
 from facegrid.model import Gallery
 from facegrid.telemetry.log import Logger
@@ -19,6 +19,10 @@ TRAIN_TIMEOUT_S: Final = 1800.0
 TUNE_TIMEOUT_S: Final = 3600.0
 TUNED_GROWTH: Final = 4
 """A gallery that has grown so much since is tuned again."""
+TRIED_GROWTH: Final = 2
+"""One that could not be tuned, for want of mates that exact search accepts, is tried again then:
+each try costs as much as a tuning.
+"""
 PAUSE_S_MIN: Final = 2.0
 PAUSE_S_MAX: Final = 600.0
 """Between attempts to tune, doubled after each that fails."""
@@ -39,8 +43,26 @@ def tune_due(gallery: Gallery | None, state: ShardState) -> bool:
         return True
     if tuning.miss_rate_max != gallery.miss_rate_max:
         return True
-    estimate = state.templates_count * (KEY_LAST + 1) // state.range.size
-    return estimate >= TUNED_GROWTH * max(tuning.templates_count, 1)
+    return estimated(state) >= TUNED_GROWTH * max(tuning.templates_count, 1)
+
+
+def estimated(state: ShardState) -> int:
+    """Return about how many templates a gallery has, by one shard."""
+    return state.templates_count * (KEY_LAST + 1) // state.range.size
+
+
+@dataclass(frozen=True, slots=True)
+class _InVain:
+    """What a gallery was when it could not be tuned."""
+
+    codebook: str
+    miss_rate_max: float
+    templates_count: int
+
+    def still(self, gallery: Gallery, state: ShardState) -> bool:
+        """Tell whether another try would come to the same."""
+        same = (gallery.codebook, gallery.miss_rate_max) == (self.codebook, self.miss_rate_max)
+        return same and estimated(state) < TRIED_GROWTH * max(self.templates_count, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +90,7 @@ class Tending:
         self._start = start
         self._changed = changed
         self._pauses_s: dict[str, float] = {}
+        self._in_vain: dict[str, _InVain] = {}
 
     def look(self, gallery: Gallery | None, copy: ShardCopy, *, written: bool = False) -> None:
         """Start what is due, by one copy. Training only after a write, which made the gallery
@@ -77,8 +100,12 @@ class Tending:
             return
         if written and train_due(gallery, copy.state):
             self._start(f"train {gallery.name}", self._train(gallery))
-        if self._tuner is not None and tune_due(gallery, copy.state):
-            self._start(f"tune {gallery.name}", self._tune(self._tuner, gallery))
+        if self._tuner is None or not tune_due(gallery, copy.state):
+            return
+        in_vain = self._in_vain.get(gallery.uid)
+        if in_vain is None or not in_vain.still(gallery, copy.state):
+            tuning = self._tune(self._tuner, gallery, estimated(copy.state))
+            self._start(f"tune {gallery.name}", tuning)
 
     async def _train(self, gallery: Gallery) -> None:
         deadline_s = self._clock.now_s() + TRAIN_TIMEOUT_S
@@ -87,10 +114,20 @@ class Tending:
             "trained by itself", gallery=gallery.name, codebook=sha256, sample=sample_count
         )
 
-    async def _tune(self, tuner: Tuner, gallery: Gallery) -> None:
-        """Tune; after a failure wait a while before anybody looks again."""
+    async def _tune(self, tuner: Tuner, gallery: Gallery, templates_count: int) -> None:
+        """Tune; after a failure wait a while before anybody looks again, or until the gallery is
+        another where it is the gallery's.
+        """
         try:
             tuning = await tuner.tune(gallery.name, 0, self._clock.now_s() + TUNE_TIMEOUT_S)
+        except InvalidError as error:
+            self._in_vain[gallery.uid] = _InVain(
+                gallery.codebook, gallery.miss_rate_max, templates_count
+            )
+            self._logger.info(
+                "cannot be tuned", gallery=gallery.name, reason=error.reason, problem=error.message
+            )
+            return
         except FacegridError as error:
             pause_s = self._pauses_s.get(gallery.uid, PAUSE_S_MIN)
             self._pauses_s[gallery.uid] = min(2 * pause_s, PAUSE_S_MAX)
@@ -101,6 +138,7 @@ class Tending:
             self._changed()
             return
         self._pauses_s.pop(gallery.uid, None)
+        self._in_vain.pop(gallery.uid, None)
         self._logger.info(
             "tuned by itself",
             gallery=gallery.name,
