@@ -363,6 +363,8 @@ def run(templates_count: int, *, folder: Path, clock: Clock, cores: int) -> Resu
         )
         enrolled = enrol_in_parts(client, data, clock=clock)
         client.train(GALLERY)
+        # Waited for: a node tunes by itself after training, and searches would share the cores.
+        client.tune(GALLERY)
         codebook = trained_codebook(cluster.store)
         codes = vectors.quantize(next(data.blocks(len(data))).vectors)
         raw = RawFaiss(codebook, codes)

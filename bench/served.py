@@ -67,4 +67,6 @@ def served(
         enrolled = measure.enrol(client, GALLERY, data, clock=clock)
         print(f"enrolled: templates/s {enrolled.per_s:.0f}", flush=True)
         client.train(GALLERY)
+        # Waited for: a node tunes by itself after training, and searches would share the cores.
+        client.tune(GALLERY)
         yield Served(cluster, routers, client, data, enrolled.per_s)

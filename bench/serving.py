@@ -349,6 +349,8 @@ def filled(folder: Path, templates_count: int) -> Iterator[tuple[LocalCluster, d
         )
         client.enrol_stream(GALLERY, map(measure.batch, data.blocks(ENROL_ROWS)))
         client.train(GALLERY)
+        # Waited for: a node tunes by itself after training, and searches would share the cores.
+        client.tune(GALLERY)
         yield cluster, data
 
 

@@ -44,6 +44,7 @@ class FacegridServed(Library):
         firsts = range(0, len(gallery.templates), ENROL_ROWS)
         self._client.enrol_stream(NAME, (_batch(gallery, first) for first in firsts))
         self._client.train(NAME, timeout_s=TIMEOUT_S)
+        self._client.tune(NAME, timeout_s=TIMEOUT_S)
 
     def search(self, probes: Float32, k: int) -> Int64:
         """Return the best template of each of the best subjects."""
