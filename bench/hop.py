@@ -1,9 +1,9 @@
 """What one call from process to process costs, whatever is in it: `python -m bench.hop`.
 
 A search passes client, router and nodes, each a call of gRPC. This takes facegrid out and leaves
-the call: gRPC's asynchronous server and its synchronous one, a call of its own for each message and
-one stream that carries them all, in turns. It is what notes on missed targets refer to; nothing is
-asserted.
+the call: gRPC's asynchronous server and its synchronous one, a call of its own for each message
+and one stream that carries them all, in turns. It is what notes on missed targets refer to;
+nothing is asserted.
 """
 
 import argparse
@@ -142,8 +142,8 @@ class Caller:
     """
 
     def __init__(self, channel: grpc.aio.Channel, server: psutil.Process, clock: Clock) -> None:
-        self._call = channel.unary_unary(f"/{SERVICE}/call")
-        self._stream = channel.stream_stream(f"/{SERVICE}/stream")
+        self._call: Any = channel.unary_unary(f"/{SERVICE}/call")
+        self._stream: Any = channel.stream_stream(f"/{SERVICE}/stream")
         self._server = server
         self._own = psutil.Process()
         self._clock = clock
@@ -156,7 +156,9 @@ class Caller:
         times_s: list[float] = []
         one = self._by_calls if way == "call" else self._by_stream
         before = _cpu_s(self._own), _cpu_s(self._server)
-        await asyncio.gather(*(one(each, times_s) for _ in range(at_once)))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(one(each, times_s))
         after = _cpu_s(self._own), _cpu_s(self._server)
         client_s, server_s = ((b - a) / len(times_s) for a, b in zip(before, after, strict=True))
         return report.percentile(times_s, 0.5), client_s, server_s

@@ -34,15 +34,18 @@ from fgctl.plan.calibration import Calibration
 from fgctl.plan.demand import Demand, Machine
 from fgctl.plan.measuring import measured as calibrated
 from fgctl.plan.service import Load
-from fgctl.plan.sizing import COUNTS
+from fgctl.plan.sizing import COUNTS, router_waits
 
 GALLERY: Final = "planning"
 NODE: Final = "n1"
 SHARDS: Final = 4
+TEMPLATES: Final = 200_000
 DIM: Final = 512
 PROBES: Final = 512
 WAIT_S: Final = 600.0
 ERROR_NEED: Final = 0.10
+ROUTER_BUSY_MAX: Final = 0.8
+"""A router that seems busier does more for each call at one time, and takes less for each."""
 K: Final = 10
 
 
@@ -133,13 +136,19 @@ def predicted(demand: Demand, calibration: Calibration, *, busy_share: float) ->
     rows = demand.templates_count
     node = memory.node_memory(demand, machine, calibration, held=rows, shard_rows=rows / SHARDS)
     load = Load(rows=rows, shards=SHARDS)
-    # One router sends the next batch when the one before is back: both keep others waiting.
-    batches_s = service.node_s(demand, machine, calibration, load, COUNTS)
-    batches_s = np.maximum.accumulate(batches_s + service.router_s(calibration, 1, COUNTS))
+    # One router sends the next batch when the one before is back: both keep others waiting, and
+    # the client nobody.
+    client_s = service.client_s(calibration, COUNTS)
+    router_s = service.router_s(calibration, 1, COUNTS) - client_s
+    node_s = service.node_s(demand, machine, calibration, load, COUNTS)
     slowest = service.slowest_of(calibration, 1)
-    full_per_s = 1 / (queueing.busy_share(batches_s, 1.0) * slowest.mean)
-    per_s = busy_share * full_per_s
-    seen = queueing.latency(batches_s, per_s, slowest)
+    per_s = busy_share / queueing.busy_share(
+        np.maximum.accumulate(node_s + router_s), 1.0, slowest
+    )
+    router_busy = min(per_s * calibration.router_call_cpu_s, ROUTER_BUSY_MAX)
+    batches_s = node_s * beside_others(calibration, per_s) + router_s * router_waits(router_busy)
+    beside = queueing.Beside(slowest, np.maximum.accumulate(client_s))
+    seen = queueing.latency(np.maximum.accumulate(batches_s), per_s, slowest, beside)
     return Predicted(
         memory_bytes=node.resident,
         disk_bytes=rows * storage.stored_bytes(demand, calibration),
@@ -148,6 +157,15 @@ def predicted(demand: Demand, calibration: Calibration, *, busy_share: float) ->
         p50_ms=1000 * seen.p50_s,
         per_s=per_s,
     )
+
+
+def beside_others(calibration: Calibration, per_s: float) -> float:
+    """Return how many times as long a node takes here, where client and router share its machine:
+    while they are at work on another core, a core does as much as the calibration's searches with
+    several cores showed.
+    """
+    others = min(1.0, per_s * (calibration.client_call_cpu_s + calibration.router_call_cpu_s))
+    return 1 + others * (2 / (1 + calibration.cores_share) - 1)
 
 
 class Measurement:
@@ -166,6 +184,7 @@ class Measurement:
             )
             measure.enrol(client, GALLERY, self._data, clock=self._clock)
             client.train(GALLERY)
+            client.tune(GALLERY)  # by itself it would be tuned while it is asked
 
     def started_again_s(self) -> float:
         """Stop the node, so that all is in segments, and return what its start took."""
@@ -236,8 +255,8 @@ def compared(
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this stage."""
-    parser.add_argument("--templates", type=size, default=200_000, help="of the gallery")
-    parser.add_argument("--minutes", type=float, default=1.0, help="of the calibration")
+    parser.add_argument("--templates", type=size, default=TEMPLATES, help="of the gallery")
+    parser.add_argument("--minutes", type=float, default=2.0, help="of the calibration")
     parser.add_argument("--calibration", type=Path, help="a file, instead of a fresh one")
     parser.add_argument("--busy", type=float, default=0.3, help="share of full load")
     parser.add_argument("--window-s", type=float, default=30.0, help="seconds of searches")

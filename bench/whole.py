@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import growth, openloop, profiles, quick, report, served, updates
+from bench import growth, openloop, planning, profiles, quick, report, served, updates
 from bench.machine import GIB, Cost, Machine, this_machine
 from bench.report import Json
 from bench.stage import EXIT_TOO_SMALL, Stage
@@ -100,6 +100,7 @@ def steps(scale: float) -> list[Step]:
             ("--templates", str(recovered)),
             served.cost(recovered, measuring_s=30 + 160 * recovered / 1e6),
         ),
+        step_of(planning.STAGE, "--templates", count(planning.TEMPLATES)),
         step_of(growth.STAGE, "--sizes", ",".join(map(str, sizes))),
     ]
 

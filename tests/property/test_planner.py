@@ -11,7 +11,7 @@ from fgctl.plan.calibration import piecewise
 from fgctl.plan.demand import DOUBLED, Demand, Machine
 from fgctl.plan.doubling import doubled
 from fgctl.plan.queueing import Beside, busy_share, latency
-from fgctl.plan.service import Weighted, slowest_of
+from fgctl.plan.service import Spread, slowest_of
 from fgctl.plan.sizing import Plan, planned
 from tests.fakes.plans import CALM
 
@@ -90,24 +90,26 @@ def test_the_table_of_doubled_inputs_is_what_planning_anew_gives() -> None:
 
 
 def played(
-    batches_s: np.ndarray, arrivals: np.ndarray, factors: np.ndarray
+    batches_s: np.ndarray, arrivals: np.ndarray, spread: Spread, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return what probes saw in a queue that is played, one event after the other, and with how
     many they shared their batch.
     """
     seen, sizes = np.empty(len(arrivals)), np.empty(len(arrivals), np.int64)
+    durations_s, cells = spread.of(batches_s), drawn(spread, len(arrivals), rng)
     now, first = 0.0, 0
     while first < len(arrivals):
         now = max(now, arrivals[first])
         last = min(int(np.searchsorted(arrivals, now, "right")), first + len(batches_s))
-        now += batches_s[last - first - 1] * factors[first]
+        now += durations_s[last - first - 1, cells[first]]
         seen[first:last], sizes[first:last] = now - arrivals[first:last], last - first
         first = last
     return seen, sizes
 
 
-def drawn(spread: Weighted, count: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.choice(spread.values, count, p=spread.weights / spread.weights.sum())
+def drawn(spread: Spread, count: int, rng: np.random.Generator) -> np.ndarray:
+    weights = spread.factors.weights
+    return rng.choice(len(weights), count, p=weights / weights.sum())
 
 
 @pytest.mark.parametrize("busy", [0.01, 0.1, 0.3, 0.5, 0.7])
@@ -115,12 +117,12 @@ def test_the_queue_that_is_computed_is_the_queue_that_is_played(busy: float) -> 
     counts = np.arange(1, 257, dtype=np.float64)
     batches_s = 0.004 + piecewise(CALM.probes, CALM.row_s, counts) * 300_000
     slowest = slowest_of(CALM, 3)
-    rate = busy / busy_share(batches_s, 1.0)
+    rate = busy / busy_share(batches_s, 1.0, slowest)
 
     found = latency(batches_s, rate, slowest)
     rng = np.random.default_rng(1)
     arrivals = np.cumsum(rng.exponential(1 / rate, 60_000))
-    seen, _ = played(batches_s, arrivals, drawn(slowest, len(arrivals), rng))
+    seen, _ = played(batches_s, arrivals, slowest, rng)
 
     assert found.p50_s == pytest.approx(np.quantile(seen, 0.50), rel=0.06)
     assert found.p99_s == pytest.approx(np.quantile(seen, 0.99), rel=0.06)
@@ -134,16 +136,17 @@ def test_a_cluster_that_is_computed_is_a_cluster_that_is_played(nodes: int, busy
     batches_s = 0.004 + piecewise(CALM.probes, CALM.row_s, counts) * 300_000
     outside_s = 0.002 + piecewise(CALM.probes, CALM.call_s, counts) / 2
     one = slowest_of(CALM, 1)
-    rate = busy / busy_share(batches_s, 1.0)
+    rate = busy / busy_share(batches_s, 1.0, one)
 
     found = latency(batches_s, rate, one, Beside(slowest_of(CALM, nodes), outside_s))
     rng = np.random.default_rng(1)
     arrivals = np.cumsum(rng.exponential(1 / rate, 15_000))
     seen, sizes = zip(
-        *(played(batches_s, arrivals, drawn(one, len(arrivals), rng)) for _ in range(nodes)),
+        *(played(batches_s, arrivals, one, rng) for _ in range(nodes)),
         strict=True,
     )
-    whole = np.max(seen, axis=0) + outside_s[sizes[0] - 1] * drawn(one, len(arrivals), rng)
+    beside_s = one.of(outside_s)[sizes[0] - 1, drawn(one, len(arrivals), rng)]
+    whole = np.max(seen, axis=0) + beside_s
 
     assert found.p99_s == pytest.approx(np.quantile(whole, 0.99), rel=0.12)
     assert found.p50_s == pytest.approx(np.quantile(whole, 0.50), rel=0.25)

@@ -166,7 +166,8 @@ def test_the_built_in_calibration_says_where_it_was_measured() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"facegrid_calibration": 2},
+        {"facegrid_calibration": 1},
+        {"spread_at_s": 0},
         {"probes": [8, 64]},
         {"row_s": [1e-9]},
         {"load_per_s": -1},
@@ -219,6 +220,7 @@ def made_of(known: Calibration, sizes: Sizes) -> Readings:
         load_s=known.start_s + sizes.rows / known.load_per_s,
         enrol_s=sizes.many_rows / known.enrol_per_s,
         store_bytes_per_s=known.store_bytes_per_s,
+        client_call_cpu_s=known.client_call_cpu_s,
         router_call_cpu_s=known.router_call_cpu_s,
         router_probe_cpu_s=known.router_probe_cpu_s,
         node_call_cpu_s=known.node_call_cpu_s,

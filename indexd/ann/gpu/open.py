@@ -57,9 +57,7 @@ def unit(number: int, logger: Logger, clock: Clock) -> Unit:
         FacegridError: it does not do what it should; see `indexd.ann.gpu.self_test`.
     """
     arrays = TorchArrays(importlib.import_module("torch"), number)
-    opened = Unit(
-        arrays, lambda: GpuScanners(number, arrays.put, arrays.get), logger, clock=clock
-    )
+    opened = Unit(arrays, lambda: GpuScanners(number, arrays.put, arrays.get), logger, clock=clock)
     try:
         self_test(opened)
     except FacegridError:

@@ -7,7 +7,7 @@ RESERVE_SHARE: Final = 0.1
 """Of a device's memory: for the intermediate results of searches and for what others take."""
 
 PAUSE_S: Final = 10.0
-"""How long no shard comes to a device after its memory was found full, whatever the ledger says."""
+"""How long no shard comes to a device that was found full, whatever the ledger says."""
 PAUSE_S_MAX: Final = 640.0
 """The same after it was full again and again: every pause is twice as long as the one before."""
 

@@ -18,7 +18,7 @@ from facegrid.errors import InvalidError, NotFoundError
 
 Float64 = npt.NDArray[np.float64]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 BUILT_IN: Final = "calibration.json"
 
 
@@ -47,7 +47,10 @@ class Calibration:
         shard_s: what each shard of a node adds to such a call: tables, rescoring, merging.
         row_s: what each row of a node adds to such a call, on one core.
         cores_share: how much of another core a search gains by having it, 0 to 1.
-        spread: quantiles 0, 0.01, ... 1 of the duration of a call over the median of its kind.
+        spread: quantiles 0, 0.01, ... 1 of the duration of a call over the median of its kind, for
+            a kind whose median is `spread_at_s`.
+        spread_at_s: see there.
+        client_call_cpu_s: processor time of a client for a call with one probe.
         router_call_cpu_s: processor time of the router for a call with one probe.
         router_probe_cpu_s: what each further probe of a call adds to that.
         node_call_cpu_s: processor time of a node for a call, without any rows.
@@ -55,7 +58,7 @@ class Calibration:
         memory_factor: resident bytes of a template over those that are accounted for.
         router_bytes: resident memory of a router.
         disk_factor: bytes stored for a template, over those of its arrays and ids.
-        start_s: seconds until a node without templates serves.
+        start_s: seconds until a node with a few empty shards serves.
         load_per_s: templates a second that a starting node reads from segments.
         enrol_per_s: templates a second through the public API, one client.
         store_bytes_per_s: that one process reads from the object store.
@@ -74,6 +77,8 @@ class Calibration:
     row_s: tuple[float, ...]
     cores_share: float
     spread: tuple[float, ...]
+    spread_at_s: float
+    client_call_cpu_s: float
     router_call_cpu_s: float
     router_probe_cpu_s: float
     node_call_cpu_s: float

@@ -21,6 +21,7 @@ from fgctl.plan.doubling import doubled
 from fgctl.plan.fan_out import Crowd, simulated
 from fgctl.plan.measuring import measured
 from fgctl.plan.remedies import remedies
+from fgctl.plan.service import spread_at
 from fgctl.plan.sizing import NODES_MAX, Broken, Plan, Trial, planned
 from fgctl.target import json_option
 
@@ -224,11 +225,12 @@ def simulate(
 
 def crowd_of(trial: Trial) -> Crowd:
     """Return the nodes of a trial, all of them sound, as a simulation wants them."""
+    call_s = float(trial.batches_s[0])
     return Crowd(
         nodes=trial.nodes,
-        call_s=float(trial.batches_s[0]),
+        call_s=call_s,
         router_s=float(trial.routed_s[0]),
-        spread=trial.calibration.spread,
+        spread=spread_at(trial.calibration, call_s),
     )
 
 

@@ -1,14 +1,18 @@
 """Reads a calibration off the machine at hand: a cluster is started here, filled and asked.
 
-Everything is measured from outside, through the public API, as a client sees it. The vectors are
-random directions: what a search costs does not depend on where they point, as long as all rows are
-looked at, and of random directions all are.
+Everything is measured from outside, through the public API, as a client that does not block sees
+it: one that does changes threads for each call. The vectors are random directions: what a search
+costs does not depend on where they point, as long as all rows are looked at, and of random
+directions all are. Templates of one subject resemble one another, so that the galleries can be
+tuned as real ones are.
 """
 
 import asyncio
+import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -21,7 +25,7 @@ from facegrid import limits
 from facegrid.blob.open import open_store
 from facegrid.clock import Clock
 from facegrid.errors import UnavailableError
-from facegrid.vectors import Float32
+from facegrid.vectors import Float32, Int64
 from fgctl import render
 from fgctl.local import processes
 from fgctl.local.cluster import LocalCluster
@@ -40,12 +44,16 @@ WIDE_PROBES: Final = 64
 ID_BYTES: Final = 16
 TEN_SUBJECTS: Final = 13
 """Templates of ten subjects."""
+MATED: Final = 0.7
+"""Likeness of two templates of a subject, about: what real pairs have."""
 CALLS_SHARE: Final = 0.4
 """Of the time given, spent on calls; the rest goes into filling and starting."""
 ROUNDS_MIN: Final = 5
 ONES_PER_ROUND: Final = 8
 """Calls with one probe, of which the tail is wanted, for one with each other number."""
-CPU_CALLS: Final = 100
+CPU_CALLS: Final = 400
+STARTS: Final = 3
+"""Starts of the node, of which the median counts: one may meet a disturbance as long as itself."""
 NODE: Final = "n1"
 TIMEOUT_S: Final = 120.0
 K: Final = 10
@@ -84,6 +92,16 @@ def sizes_for(minutes: float) -> Sizes:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _ProcessorTimes:
+    """Of client, router and node for a call with one probe; of the router for each one more."""
+
+    client_call_s: float
+    router_call_s: float
+    router_probe_s: float
+    node_call_s: float
+
+
 class _Run:
     """One run on a cluster in a folder."""
 
@@ -103,6 +121,8 @@ class _Run:
             self._tell("starting a cluster")
             self._cluster.up()
             stack.callback(self._down)
+            with self._client() as client:
+                self._create(client)
             start_s = self._restarted_s()
             with self._client() as client:
                 enrol_s = self._fill(client)
@@ -112,9 +132,8 @@ class _Run:
             load_s = self._restarted_s()
             with self._client() as client:
                 full_bytes = self._asked_bytes(client)
-                self._tell("timing calls")
-                timed = self._timed(client, calls_s)
-                router_call, router_probe, node_call = self._processor_times(client)
+            self._tell("timing calls")
+            timed, cpu = asyncio.run(self._calls(calls_s))
             router_bytes = self._process("router1").memory_info().rss
             segments = self._segments()
             wide_s = self._wide(timed) if host.cores() > 1 else []
@@ -132,22 +151,27 @@ class _Run:
             load_s=load_s,
             enrol_s=enrol_s,
             store_bytes_per_s=segments[1],
-            router_call_cpu_s=router_call,
-            router_probe_cpu_s=router_probe,
-            node_call_cpu_s=node_call,
+            client_call_cpu_s=cpu.client_call_s,
+            router_call_cpu_s=cpu.router_call_s,
+            router_probe_cpu_s=cpu.router_probe_s,
+            node_call_cpu_s=cpu.node_call_s,
         )
 
     def _down(self) -> None:
         """Stop the cluster as it is by then."""
         self._cluster.down()
 
-    def _fill(self, client: facegrid.Client) -> float:
-        """Create and fill the galleries, the large one by half; return what that half took."""
+    def _create(self, client: facegrid.Client) -> None:
+        """Create the galleries."""
         sizes = self._sizes
         for name, shards in ((FEW, 1), (SPLIT, sizes.shards), (MANY, sizes.shards)):
             client.create_gallery(
                 name, dim=sizes.dim, extractor="calibrate@1", shards=shards, train_at=0
             )
+
+    def _fill(self, client: facegrid.Client) -> float:
+        """Fill the galleries, the large one by half; return what that half took."""
+        sizes = self._sizes
         self._enrol(client, FEW, 0, sizes.few_rows)
         self._enrol(client, SPLIT, 0, sizes.few_rows)
         took_s = self._enrol(client, MANY, 0, sizes.many_rows // 2)
@@ -156,10 +180,11 @@ class _Run:
         return took_s
 
     def _fill_rest(self, client: facegrid.Client) -> float:
-        """Enrol the other half and code all rows; return what enrolling took."""
-        took_s = self._enrol(client, MANY, self._sizes.many_rows // 2, self._sizes.many_rows)
-        self._train(client, MANY)
-        return took_s
+        """Enrol the other half, which is coded as it comes; return what that took.
+
+        With another codebook each start after it would code anew what was stored before.
+        """
+        return self._enrol(client, MANY, self._sizes.many_rows // 2, self._sizes.many_rows)
 
     def _enrol(self, client: facegrid.Client, name: str, first: int, last: int) -> float:
         self._tell(f"enrolling {last - first:,} templates")
@@ -172,11 +197,19 @@ class _Run:
     def _batches(self, first: int, last: int) -> Iterator[facegrid.EnrolBatch]:
         for begin in range(first, last, limits.ENROL_ROWS_MAX // 4):
             rows = range(begin, min(begin + limits.ENROL_ROWS_MAX // 4, last))
+            subjects = np.asarray(rows) * 10 // TEN_SUBJECTS
             yield facegrid.EnrolBatch(
                 template_ids=[f"t{row:0{ID_BYTES - 1}}" for row in rows],
-                subject_ids=[f"s{row * 10 // TEN_SUBJECTS:0{ID_BYTES - 1}}" for row in rows],
-                vectors=self._directions(len(rows)).astype(np.float16),
+                subject_ids=[f"s{number:0{ID_BYTES - 1}}" for number in subjects.tolist()],
+                vectors=self._templates(subjects).astype(np.float16),
             )
+
+    def _templates(self, subjects: Int64) -> Float32:
+        """Return a direction for each row; a second one of a subject lies near its first."""
+        found = self._directions(len(subjects))
+        second = np.flatnonzero(subjects[1:] == subjects[:-1]) + 1
+        found[second] = MATED * found[second - 1] + np.sqrt(1 - MATED**2) * found[second]
+        return found
 
     def _directions(self, count: int) -> Float32:
         drawn = self._rng.standard_normal((count, self._sizes.dim), dtype=np.float32)
@@ -186,46 +219,61 @@ class _Run:
     def _train(self, client: facegrid.Client, name: str) -> None:
         self._tell(f"training {name}")
         client.train(name)
+        # Waited for: a node tunes by itself after training, while calls would be timed.
+        client.tune(name)
 
-    def _timed(
-        self, client: facegrid.Client, budget_s: float
+    async def _calls(
+        self, budget_s: float
+    ) -> tuple[dict[tuple[str, int], list[float]], _ProcessorTimes]:
+        """Time calls, and read off the processor time of some."""
+        targets = self._cluster.router_targets
+        async with facegrid.AsyncClient(targets, timeout_s=TIMEOUT_S) as client:
+            timed = await self._timed(client, budget_s)
+            return timed, await self._processor_times(client)
+
+    async def _timed(
+        self, client: facegrid.AsyncClient, budget_s: float
     ) -> dict[tuple[str, int], list[float]]:
         """Time calls to all galleries in turns, so that what disturbs meets all alike."""
         probes = self._directions(max(PROBES))
         kinds = [(name, count) for name in (FEW, SPLIT, MANY) for count in PROBES]
         times: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
         for kind in kinds:
-            self._call_s(client, *kind, probes)
+            await self._call_s(client, *kind, probes)
         end_s = self._clock.now_s() + budget_s
         rounds = 0
         while rounds < ROUNDS_MIN or self._clock.now_s() < end_s:
             for name, count in kinds:
                 for _ in range(ONES_PER_ROUND if count == 1 else 1):
-                    times[name, count].append(self._call_s(client, name, count, probes))
+                    times[name, count].append(await self._call_s(client, name, count, probes))
             rounds += 1
         return times
 
-    def _call_s(self, client: facegrid.Client, name: str, count: int, probes: Float32) -> float:
+    async def _call_s(
+        self, client: facegrid.AsyncClient, name: str, count: int, probes: Float32
+    ) -> float:
         started_s = self._clock.now_s()
-        client.identify(name, probes[:count], k=K)
+        await client.identify(name, probes[:count], k=K)
         return self._clock.now_s() - started_s
 
-    def _processor_times(self, client: facegrid.Client) -> tuple[float, float, float]:
-        """Return processor time: of the router for a call with one probe and for one probe more,
-        and of the node for a call.
-        """
+    async def _processor_times(self, client: facegrid.AsyncClient) -> _ProcessorTimes:
         probes = self._directions(WIDE_PROBES)
+        ours = psutil.Process()
 
-        def used(count: int) -> tuple[float, float]:
-            before = self._cpu_s("router1"), self._cpu_s(NODE)
+        def used() -> list[float]:
+            times = [ours, self._process("router1"), self._process(NODE)]
+            return [float(sum(one.cpu_times()[:2])) for one in times]
+
+        async def each(count: int) -> list[float]:
+            before = used()
             for _ in range(CPU_CALLS):
-                client.identify(FEW, probes[:count], k=K)
-            after = self._cpu_s("router1"), self._cpu_s(NODE)
-            router, node = (b - a for a, b in zip(before, after, strict=True))
-            return router / CPU_CALLS, node / CPU_CALLS
+                await client.identify(FEW, probes[:count], k=K)
+            return [(b - a) / CPU_CALLS for a, b in zip(before, used(), strict=True)]
 
-        one, many = used(1), used(WIDE_PROBES)
-        return one[0], (many[0] - one[0]) / (WIDE_PROBES - 1), one[1]
+        (client_s, router_s, node_s), (_, wider_s, _) = await each(1), await each(WIDE_PROBES)
+        return _ProcessorTimes(
+            client_s, router_s, (wider_s - router_s) / (WIDE_PROBES - 1), node_s
+        )
 
     def _wide(self, timed: dict[tuple[str, int], list[float]]) -> list[float]:
         """Return times of calls to the large gallery when a search has all cores."""
@@ -236,9 +284,16 @@ class _Run:
         self._cluster.up()
         probes = self._directions(WIDE_PROBES)
         rounds = max(ROUNDS_MIN, len(timed[MANY, WIDE_PROBES]) // 2)
-        with self._client() as client:
-            times = [self._call_s(client, MANY, WIDE_PROBES, probes) for _ in range(rounds + 1)]
-        return times[1:]
+
+        async def calls() -> list[float]:
+            targets = self._cluster.router_targets
+            async with facegrid.AsyncClient(targets, timeout_s=TIMEOUT_S) as client:
+                return [
+                    await self._call_s(client, MANY, WIDE_PROBES, probes)
+                    for _ in range(rounds + 1)
+                ]
+
+        return asyncio.run(calls())[1:]
 
     def _settled_bytes(self) -> int:
         """Start the node again and return its resident memory once it was asked."""
@@ -253,12 +308,17 @@ class _Run:
         return int(self._process(NODE).memory_info().rss)
 
     def _restarted_s(self) -> float:
-        """Stop the node, so that all is in segments; start it; return what the start took."""
+        """Stop the node, so that all is in segments; start it; return what the start took. Several
+        times: the median.
+        """
         self._tell("starting the node again")
-        processes.stop([self._cluster.record.named(NODE)], grace_s=TIMEOUT_S)
-        started_s = self._clock.now_s()
-        self._cluster.start_node(NODE, timeout_s=TIMEOUT_S)
-        return self._clock.now_s() - started_s
+        took_s: list[float] = []
+        for _ in range(STARTS):
+            processes.stop([self._cluster.record.named(NODE)], grace_s=TIMEOUT_S)
+            started_s = self._clock.now_s()
+            self._cluster.start_node(NODE, timeout_s=TIMEOUT_S)
+            took_s.append(self._clock.now_s() - started_s)
+        return statistics.median(took_s)
 
     def _segments(self) -> tuple[int, float]:
         """Return the bytes of all segments, and how many are read in a second."""
@@ -279,10 +339,6 @@ class _Run:
         if found is None:
             raise UnavailableError(f"{name} ended by itself", reason="PROCESS_ENDED")
         return found
-
-    def _cpu_s(self, name: str) -> float:
-        times = self._process(name).cpu_times()
-        return float(times.user + times.system)
 
     @contextmanager
     def _client(self) -> Iterator[facegrid.Client]:

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from fgctl.plan.calibration import Float64
-from fgctl.plan.service import BATCH_MAX, Weighted
+from fgctl.plan.service import BATCH_MAX, Spread, Weighted
 
 STEPS_MAX: Final = 2000
 SETTLED: Final = 1e-9
@@ -50,49 +50,51 @@ class Beside:
     """What a probe sees beside the queue of one node.
 
     Attributes:
-        slowest: by what factor the slowest of the nodes spreads, cell by cell as one node does.
+        slowest: how the slowest of the nodes spreads, cell by cell as one node does.
         outside_s: float64 [b], median time of a batch of 1 to b probes that keeps no other batch
             from the nodes; it spreads as one node does, and is slow when the nodes are.
     """
 
-    slowest: Weighted
+    slowest: Spread
     outside_s: Float64
 
 
-def busy_share(batches_s: Float64, rate: float) -> float:
+def busy_share(batches_s: Float64, rate: float, spread: Spread) -> float:
     """Return the share of the time that batches of the most efficient size would need.
 
     Args:
         batches_s: float64 [b], median time of a batch of 1 to b probes.
         rate: probes a second.
+        spread: how the durations of batches spread.
     """
-    counts = np.arange(1, len(batches_s) + 1)
-    return float(rate * np.min(batches_s / counts))
+    each_s = batches_s / np.arange(1, len(batches_s) + 1)
+    best = int(np.argmin(each_s))
+    return float(rate * each_s[best]) * spread.mean(float(batches_s[best]))
 
 
 def latency(
-    batches_s: Float64, rate: float, spread: Weighted, beside: Beside | None = None
+    batches_s: Float64, rate: float, spread: Spread, beside: Beside | None = None
 ) -> Latency:
     """Return what probes see that arrive at random moments.
 
     Args:
         batches_s: float64 [b], median time of a batch of 1 to b probes in a node, rising.
         rate: probes a second; the busy share that follows must be below 1.
-        spread: by what factor the durations of batches spread around their median.
+        spread: how the durations of batches spread around their median.
         beside: what a probe sees beside; None: nothing.
     """
     if beside is None:
         beside = Beside(spread, np.zeros_like(batches_s))
-    busy = busy_share(batches_s, rate) * spread.mean
+    busy = busy_share(batches_s, rate, spread)
     assert busy < 1, f"no queue settles at this rate: {busy}"
     grid = _coarse(spread, DURATIONS)
     probabilities = _stationary(batches_s, rate, grid)
     coarse = Beside(_coarse(beside.slowest, DURATIONS), beside.outside_s)
     waiting = _waiting(batches_s, rate, (grid, coarse), probabilities)
-    own_s = batches_s[0] * beside.slowest.values + beside.outside_s[0] * spread.values
+    own_s = beside.slowest.of(batches_s[0]) + spread.of(beside.outside_s[0])
     found = Weighted(
         np.concatenate([own_s, waiting.values]),
-        np.concatenate([probabilities[0] * spread.weights, waiting.weights]),
+        np.concatenate([probabilities[0] * spread.factors.weights, waiting.weights]),
     )
     counts = np.clip(np.arange(len(probabilities)), 1, len(batches_s))
     return Latency(
@@ -103,12 +105,12 @@ def latency(
     )
 
 
-def _stationary(batches_s: Float64, rate: float, grid: Weighted) -> Float64:
+def _stationary(batches_s: Float64, rate: float, grid: Spread) -> Float64:
     """Return the probability that so many probes wait when a batch returns, float64 [states]."""
-    longest = rate * float(batches_s[-1]) * float(grid.values.max())
+    longest = rate * float(grid.of(batches_s[-1]).max())
     batch = len(batches_s)
     # Beyond these many, nobody waits: a batch of them all would bring fewer.
-    settled = _settled_count(batches_s, rate, float(grid.values.max()))
+    settled = _settled_count(batches_s, rate, grid)
     room = min(longest, settled) if settled < batch else longest
     states = int(2 + room + TAIL_DEVIATIONS * np.sqrt(room + 4))
     states = max(states, min(batch, states)) + (batch if settled >= batch else 0)
@@ -132,51 +134,51 @@ def _stationary(batches_s: Float64, rate: float, grid: Weighted) -> Float64:
     return settled_state
 
 
-def _settled_count(batches_s: Float64, rate: float, factor: float) -> float:
+def _settled_count(batches_s: Float64, rate: float, grid: Spread) -> float:
     """Return how many probes at most arrive during a batch of as many; the largest if none."""
     counts = np.arange(1, len(batches_s) + 1)
-    stable = np.flatnonzero(rate * batches_s * factor <= counts)
+    stable = np.flatnonzero(rate * grid.of(batches_s).max(axis=1) <= counts)
     return float(counts[stable[0]]) if len(stable) else float(len(batches_s))
 
 
-def _arrivals(batches_s: Float64, rate: float, grid: Weighted, states: int) -> Float64:
+def _arrivals(batches_s: Float64, rate: float, grid: Spread, states: int) -> Float64:
     """Return how many probes arrive during a batch, float64 [batch sizes, states]."""
     counts = np.arange(states)
     factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, states)))])
     sizes = batches_s[: min(len(batches_s), states)]
-    means = rate * np.outer(sizes, grid.values)
+    means = rate * grid.of(sizes)
     total = np.zeros((len(sizes), states))
-    for column, weight in enumerate(grid.weights / grid.weights.sum()):
+    for column, weight in enumerate(grid.factors.weights / grid.factors.weights.sum()):
         mean = means[:, column, None]
         total += weight * np.exp(counts * np.log(mean) - mean - factorials)
     return total
 
 
 def _waiting(
-    batches_s: Float64, rate: float, spreads: tuple[Weighted, Beside], probabilities: Float64
+    batches_s: Float64, rate: float, spreads: tuple[Spread, Beside], probabilities: Float64
 ) -> Weighted:
     """Return the times of probes that wait for what is left of the batch under way and then for
     their own, with their weights.
     """
     grid, beside = spreads
-    slowest = beside.slowest.values
+    slowest, cells = beside.slowest, grid.factors.weights
     batch = len(batches_s)
     values, weights = [], []
     moments = (np.arange(MOMENTS) + 0.5) / MOMENTS
     for state, share in _standing_for(probabilities):
-        median_s = float(batches_s[min(max(state, 1), batch) - 1])
-        mean = rate * median_s * grid.values
+        median_s = batches_s[min(max(state, 1), batch) - 1]
+        mean = rate * grid.of(median_s)
         ahead = max(state - batch, 0)
         for middle, part in _poisson_cells():
             others = np.maximum(mean + middle * np.sqrt(mean), 0)
             # A queue beyond one batch waits for further ones; on average it stands half way.
             beyond = np.floor((ahead + others / 2) / batch) * float(batches_s[-1])
             size = np.minimum(ahead + others + 1, batch)
-            own = np.interp(size, _sizes(batch), batches_s)[:, None] * slowest
-            own += np.interp(size, _sizes(batch), beside.outside_s)[:, None] * grid.values
-            rest = (1 - moments)[:, None] * median_s * slowest + beyond
+            own = slowest.of(np.interp(size, _sizes(batch), batches_s))
+            own += grid.of(np.interp(size, _sizes(batch), beside.outside_s))
+            rest = (1 - moments)[:, None] * slowest.of(median_s) + beyond
             whole = rest[:, :, None] + own[None, :, :]
-            weight = (mean * grid.weights)[None, :, None] * grid.weights[None, None, :]
+            weight = (mean * cells)[None, :, None] * cells[None, None, :]
             values.append(whole.reshape(-1))
             weights.append(
                 np.broadcast_to(weight * share * part / MOMENTS, whole.shape).reshape(-1)
@@ -206,19 +208,20 @@ def _standing_for(probabilities: Float64) -> list[tuple[int, float]]:
     return found
 
 
-def _coarse(weighted: Weighted, count: int) -> Weighted:
+def _coarse(spread: Spread, count: int) -> Spread:
     """Return a distribution by fewer values: means of cells that hold the same probability, and of
     a small one at the far end.
     """
-    order = np.argsort(weighted.values, kind="stable")
-    values, weights = weighted.values[order], weighted.weights[order]
+    order = np.argsort(spread.factors.values, kind="stable")
+    values, weights = spread.factors.values[order], spread.factors.weights[order]
     reached = np.cumsum(weights) / weights.sum()
     edges = np.concatenate([np.linspace(0, 0.97, count - 1), [0.99]])
     cell = np.searchsorted(edges, reached - weights / weights.sum() / 2, side="right") - 1
     total = np.bincount(cell, weights, minlength=count)
     means = np.bincount(cell, weights * values, minlength=count)
     filled = total > 0
-    return Weighted(means[filled] / total[filled], total[filled] / total.sum())
+    factors = Weighted(means[filled] / total[filled], total[filled] / total.sum())
+    return Spread(factors, spread.at_s)
 
 
 assert BATCH_MAX >= 1

@@ -10,6 +10,7 @@ import numpy as np
 from fgctl.plan.calibration import Calibration
 from fgctl.plan.demand import Demand
 from fgctl.plan.memory import template_bytes
+from fgctl.plan.service import durations
 from fgctl.plan.storage import stored_bytes
 
 LEAST_S: Final = 1e-7
@@ -77,11 +78,11 @@ class Readings:
             with all of it, each after a start.
         router_bytes: of the router, at the end.
         segments_bytes: in the store, of all rows.
-        start_s: of a node without templates.
+        start_s: of a node with the same shards, still empty.
         load_s: of the node with all rows.
         enrol_s: that enrolling the large gallery took.
         store_bytes_per_s: read from the store.
-        router_call_cpu_s, router_probe_cpu_s, node_call_cpu_s: see Calibration.
+        client_call_cpu_s, router_call_cpu_s, router_probe_cpu_s, node_call_cpu_s: see Calibration.
     """
 
     sizes: Sizes
@@ -97,6 +98,7 @@ class Readings:
     load_s: float
     enrol_s: float
     store_bytes_per_s: float
+    client_call_cpu_s: float
     router_call_cpu_s: float
     router_probe_cpu_s: float
     node_call_cpu_s: float
@@ -135,18 +137,19 @@ def cores_share(readings: Readings) -> float:
     return float(np.clip((times - 1) / (readings.wide_threads - 1), 0.01, 1.0))
 
 
-def spread(readings: Readings) -> tuple[float, ...]:
-    """Return quantiles of the durations of calls with one probe over their median, all galleries
-    together: they differ in what is computed, hardly in what disturbs.
+def spread(readings: Readings) -> tuple[tuple[float, ...], float]:
+    """Return quantiles of the durations of calls with one probe over their median, and for which
+    median that holds; all galleries together, as `fgctl.plan.service.durations` relates them.
     """
-    ratios = [
-        taken / statistics.median(calls_s)
-        for (_, probes), calls_s in readings.calls_s.items()
-        if probes == 1
-        for taken in calls_s
-    ]
+    kinds = [calls_s for (_, probes), calls_s in readings.calls_s.items() if probes == 1]
+    at_s = statistics.median(taken for calls_s in kinds for taken in calls_s)
+    ratios: list[float] = []
+    for calls_s in kinds:
+        median_s = statistics.median(calls_s)
+        factors = np.asarray(calls_s) / median_s
+        ratios += (durations(factors, median_s, np.asarray(at_s)) / at_s).tolist()
     found = np.quantile(ratios, np.linspace(0, 1, QUANTILES))
-    return tuple(round(float(value), 5) for value in np.maximum.accumulate(found))
+    return tuple(round(float(value), 5) for value in np.maximum.accumulate(found)), at_s
 
 
 def calibration(
@@ -166,6 +169,7 @@ def calibration(
     shown = grown >= GROWN_MIN
     factor = (readings.full_bytes - readings.half_bytes) / grown if shown else FACTOR_TYPICAL
     factor = float(np.clip(factor, 1.0, FACTOR_MAX))
+    spread_found, spread_at_s = spread(readings)
     base = readings.full_bytes - factor * sizes.rows * template_bytes(demand)
     calm = Calibration(
         time=time,
@@ -178,7 +182,9 @@ def calibration(
         shard_s=tuple(one.shard_s for one in found),
         row_s=tuple(one.row_s for one in found),
         cores_share=cores_share(readings),
-        spread=spread(readings),
+        spread=spread_found,
+        spread_at_s=spread_at_s,
+        client_call_cpu_s=max(readings.client_call_cpu_s, LEAST_S),
         router_call_cpu_s=max(readings.router_call_cpu_s, LEAST_S),
         router_probe_cpu_s=max(readings.router_probe_cpu_s, LEAST_S),
         node_call_cpu_s=max(readings.node_call_cpu_s, LEAST_S),

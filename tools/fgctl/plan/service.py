@@ -2,7 +2,11 @@
 
 A batch costs what it costs without any rows, what each shard of a node adds, and what each row
 adds. All three depend on how many probes share the batch, and were measured for some numbers of
-them. The first of the three is shared out between node and router as their processor times are.
+them. The first of the three is shared out between client, router and node as their processor times
+are.
+
+Durations spread around these medians, and less so the longer they are: what disturbs adds up along
+the way, so that the deviation grows with the square root (docs/PLANNING.md).
 """
 
 from dataclasses import dataclass
@@ -59,6 +63,47 @@ class Weighted:
         return float(np.average(self.values, weights=self.weights))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Spread:
+    """How durations spread around their median.
+
+    Attributes:
+        factors: durations over their median, of those whose median is `at_s`.
+        at_s: see there.
+    """
+
+    factors: Weighted
+    at_s: float
+
+    def of(self, median_s: Float64) -> Float64:
+        """Return durations, float64 [..., n]: a row of them for each median, 0 or more."""
+        return durations(self.factors.values, self.at_s, np.asarray(median_s)[..., None])
+
+    def mean(self, median_s: float) -> float:
+        """Return the mean of the durations, over their median."""
+        values = self.of(np.asarray(median_s)) / median_s
+        return Weighted(values, self.factors.weights).mean
+
+    def quantile_s(self, median_s: float, share: float) -> float:
+        """Return the duration that at least this share does not exceed."""
+        return Weighted(self.of(np.asarray(median_s)), self.factors.weights).quantile(share)
+
+
+def durations(factors: Float64, at_s: float, median_s: Float64) -> Float64:
+    """Return durations of another median, none below the least share of it that was measured: a
+    call that is over before anything disturbs it still takes its time.
+
+    Args:
+        factors: durations over their median, where that is `at_s`; all of them.
+        at_s: see there.
+        median_s: the median wanted; broadcast with the factors.
+    """
+    found: Float64 = np.maximum(
+        median_s + (factors - 1) * np.sqrt(at_s * median_s), np.min(factors) * median_s
+    )
+    return found
+
+
 def cores_speed(machine: Machine, calibration: Calibration) -> float:
     """Return how many times as fast as on one core a node scans with all of its cores."""
     return 1 + (machine.cores - 1) * calibration.cores_share
@@ -78,7 +123,7 @@ def node_s(
     """
     wider = demand.dim / calibration.dim
     at = calibration.probes
-    fixed = piecewise(at, calibration.call_s, counts) * _node_share(calibration)
+    fixed = piecewise(at, calibration.call_s, counts) * _shares(calibration)[2]
     shards = piecewise(at, calibration.shard_s, counts) * load.shards * wider
     rows = load.rows * load.scanned_share
     device = machine.device
@@ -100,7 +145,16 @@ def router_s(calibration: Calibration, nodes: int, counts: Float64) -> Float64:
         counts: probes of the batches, float64 [n], at least 1.
     """
     fixed = piecewise(calibration.probes, calibration.call_s, counts)
-    total: Float64 = fixed * (1 - _node_share(calibration)) + asking_s(calibration, nodes)
+    client, router, _ = _shares(calibration)
+    total: Float64 = fixed * (client + router) + asking_s(calibration, nodes)
+    return total
+
+
+def client_s(calibration: Calibration, counts: Float64) -> Float64:
+    """Return the client's part of that: it keeps a router from nothing."""
+    total: Float64 = (
+        piecewise(calibration.probes, calibration.call_s, counts) * _shares(calibration)[0]
+    )
     return total
 
 
@@ -109,14 +163,19 @@ def asking_s(calibration: Calibration, nodes: int) -> float:
     return (nodes - 1) * ASKED_SHARE * calibration.router_call_cpu_s
 
 
-def _node_share(calibration: Calibration) -> float:
-    """Return what part of a call without rows is the node's."""
-    both = calibration.node_call_cpu_s + calibration.router_call_cpu_s
-    return calibration.node_call_cpu_s / both
+def _shares(calibration: Calibration) -> tuple[float, float, float]:
+    """Return what parts of a call without rows are the client's, the router's and the node's."""
+    parts = (
+        calibration.client_call_cpu_s,
+        calibration.router_call_cpu_s,
+        calibration.node_call_cpu_s,
+    )
+    client, router, node = (part / sum(parts) for part in parts)
+    return client, router, node
 
 
-def slowest_of(calibration: Calibration, nodes: int) -> Weighted:
-    """Return how long the slowest of several calls of one kind takes, over their median.
+def slowest_of(calibration: Calibration, nodes: int) -> Spread:
+    """Return how long the slowest of several calls of one kind takes.
 
     A batch is answered when the slowest node has answered. Quantile u of the slowest of n is
     quantile u ** (1 / n) of one, where they are slow independently.
@@ -126,4 +185,12 @@ def slowest_of(calibration: Calibration, nodes: int) -> Weighted:
     middles = (edges[:-1] + edges[1:]) / 2
     spread = np.asarray(calibration.spread)
     known = np.linspace(0, 1, len(spread))
-    return Weighted(np.interp(middles ** (1 / max(nodes, 1)), known, spread), np.diff(edges))
+    factors = np.interp(middles ** (1 / max(nodes, 1)), known, spread)
+    return Spread(Weighted(factors, np.diff(edges)), calibration.spread_at_s)
+
+
+def spread_at(calibration: Calibration, median_s: float) -> tuple[float, ...]:
+    """Return quantiles of the duration of a call over its median, for this median."""
+    known = np.asarray(calibration.spread)
+    found = durations(known, calibration.spread_at_s, np.asarray(median_s)) / median_s
+    return tuple(found.tolist())

@@ -27,14 +27,18 @@ WRITES_SHARE: Final = 0.5
 """Of what a node takes in at most, so that searches go on beside."""
 ROUTER_BUSY: Final = 0.5
 """Share of the time that a router may be busy."""
-ROUTER_WAITS: Final = 1 + ROUTER_BUSY / (2 * (1 - ROUTER_BUSY))
-"""How many times as long a batch then spends in it, where others are ahead: of Pollaczek and
-Khinchine, for batches that all take the same."""
 HALF_ROWS: Final = 16
 """Probes that a router sends before the batch before is back: its setting coalesce_rows_half."""
 NODES_MAX: Final = limits.SHARDS_MAX
 NODES_EXACT: Final = 32
 """Up to here every number of nodes is tried, beyond that steps of one in sixteen."""
+
+
+def router_waits(busy_share: float) -> float:
+    """Return how many times as long a batch spends in a router where others are ahead: of
+    Pollaczek and Khinchine, for batches that all take the same.
+    """
+    return 1 + busy_share / (2 * (1 - busy_share))
 
 
 def _numbers() -> tuple[int, ...]:
@@ -177,32 +181,32 @@ class Trial:
         return np.maximum.accumulate(times)
 
     @cached_property
-    def slowest(self) -> service.Weighted:
+    def slowest(self) -> service.Spread:
         """How the slowest of the nodes spreads around the median."""
         return service.slowest_of(self.calibration, self.survivors.nodes)
 
     @cached_property
-    def single(self) -> service.Weighted:
+    def single(self) -> service.Spread:
         """How one call spreads around the median."""
         return service.slowest_of(self.calibration, 1)
 
     @cached_property
     def alone_p99_s(self) -> float:
         """p99 of one probe that finds an idle cluster: it cannot be less."""
-        nodes_s = float(self.batches_s[0]) * self.slowest.quantile(0.99)
-        return nodes_s + float(self.routed_s[0]) * self.single.quantile(0.99)
+        nodes_s = self.slowest.quantile_s(float(self.batches_s[0]), 0.99)
+        return nodes_s + self.single.quantile_s(float(self.routed_s[0]), 0.99)
 
     @cached_property
     def busy_share(self) -> float:
         """Share of the time that searches take in a node. One that is done before the slowest goes
         on with what another router sent.
         """
-        return queueing.busy_share(self.batches_s, self.demand.probes_per_s) * self.single.mean
+        return queueing.busy_share(self.batches_s, self.demand.probes_per_s, self.single)
 
     @cached_property
     def latency(self) -> Latency:
         """What probes see."""
-        beside = Beside(self.slowest, ROUTER_WAITS * self.routed_s)
+        beside = Beside(self.slowest, router_waits(ROUTER_BUSY) * self.routed_s)
         return queueing.latency(self.batches_s, self.demand.probes_per_s, self.single, beside)
 
     @cached_property
