@@ -262,7 +262,7 @@ def main() -> int:
         results = run(size, folder=Path(folder), clock=clock)
     path = report.write(
         "engine",
-        ["python", "-m", "bench.engine", *report.without_results(sys.argv[1:])],
+        ["python", "-m", "bench.engine", *report.without_folders(sys.argv[1:])],
         unix_ms=clock.unix_ms(),
         results=results.as_json() | {"targets": targets_of(results.lines())},
         folder=given.results,

@@ -310,7 +310,7 @@ def main() -> int:
         finally:
             failover.close()
     tally = failover.tally
-    command = ["python", "-m", "bench.failover", *report.without_results(sys.argv[1:])]
+    command = ["python", "-m", "bench.failover", *report.without_folders(sys.argv[1:])]
     path = report.write(
         "failover",
         command,

@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = uvloop.run(measure(addresses, messages=given.messages, clock=clock))
     for one in found:
         print(one.text)
-    command = ["python", "-m", "bench.hop", *report.without_results(argv or sys.argv[1:])]
+    command = ["python", "-m", "bench.hop", *report.without_folders(argv or sys.argv[1:])]
     path = report.write(
         "hop",
         command,

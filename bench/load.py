@@ -232,7 +232,7 @@ def main() -> int:
     clock = SystemClock()
     with tempfile.TemporaryDirectory(prefix="facegrid-bench-") as folder:
         results = run(given.templates, given.rounds, folder=Path(folder), clock=clock)
-    command = ["python", "-m", "bench.load", *report.without_results(sys.argv[1:])]
+    command = ["python", "-m", "bench.load", *report.without_folders(sys.argv[1:])]
     path = report.write(
         "load",
         command,

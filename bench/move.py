@@ -109,7 +109,7 @@ def main() -> int:
     parameters = {name: value for name, value in vars(given).items() if name != "results"}
     path = report.write(
         "move",
-        ["python", "-m", "bench.move", *report.without_results(sys.argv[1:])],
+        ["python", "-m", "bench.move", *report.without_folders(sys.argv[1:])],
         unix_ms=clock.unix_ms(),
         results={"parameters": parameters} | as_json(done),
         folder=given.results,

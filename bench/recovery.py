@@ -172,7 +172,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="facegrid-recovery-") as folder:
         recovered = run(given.templates, seed=given.seed, folder=Path(folder), clock=clock)
     parameters = {name: value for name, value in vars(given).items() if name != "results"}
-    command = ["python", "-m", "bench.recovery", *report.without_results(sys.argv[1:])]
+    command = ["python", "-m", "bench.recovery", *report.without_folders(sys.argv[1:])]
     path = report.write(
         "recovery",
         command,

@@ -33,6 +33,8 @@ PACKAGES = (
     ),
 )
 RESULTS = Path(__file__).parent / "results"
+FOLDERS = ("--results", "--venv")
+"""Options that name a folder of this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +129,15 @@ def write(
     return path
 
 
-def without_results(argv: Sequence[str]) -> list[str]:
-    """Leave out where the results went: it is a path of one machine."""
+def without_folders(argv: Sequence[str]) -> list[str]:
+    """Leave out where the results went, and where peers are installed: paths of one machine."""
     kept: list[str] = []
     skip = False
     for word in argv:
-        if skip or word.startswith("--results="):
+        name, _, value = word.partition("=")
+        if skip or (name in FOLDERS and value):
             skip = False
-        elif word == "--results":
+        elif name in FOLDERS:
             skip = True
         else:
             kept.append(word)

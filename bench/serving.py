@@ -387,7 +387,7 @@ def main() -> int:
     cores = int(str(report.hardware()["cores"]))
     with tempfile.TemporaryDirectory(prefix="facegrid-bench-") as folder:
         results = run(given.templates, folder=Path(folder), clock=clock, cores=cores)
-    command = ["python", "-m", "bench.serving", *report.without_results(sys.argv[1:])]
+    command = ["python", "-m", "bench.serving", *report.without_folders(sys.argv[1:])]
     path = report.write(
         "serving",
         command,

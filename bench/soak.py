@@ -305,7 +305,7 @@ def main() -> int:
         )
     found = growths(samples)
     parameters = {name: value for name, value in vars(given).items() if name != "results"}
-    command = ["python", "-m", "bench.soak", *report.without_results(sys.argv[1:])]
+    command = ["python", "-m", "bench.soak", *report.without_folders(sys.argv[1:])]
     path = report.write(
         "soak",
         command,

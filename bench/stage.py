@@ -106,7 +106,7 @@ def main(
         "estimate_s": cost.took_s,
         "targets": [one.as_json() for one in target.read(lines)],
     }
-    command = ["python", "-m", f"bench.{stage.name}", *report.without_results(argv)]
+    command = ["python", "-m", f"bench.{stage.name}", *report.without_folders(argv)]
     path = report.write(
         stage.name, command, unix_ms=clock.unix_ms(), results=about | found, folder=given.results
     )

@@ -181,7 +181,7 @@ def main() -> int:
         "systems": run.rows,
         "targets": [one.as_json() for one in reached],
     }
-    command = ["python", "-m", "bench.peers", *report.without_results(sys.argv[1:])]
+    command = ["python", "-m", "bench.peers", *report.without_folders(sys.argv[1:])]
     path = report.write(
         "peers", command, unix_ms=clock.unix_ms(), results=results, folder=given.results
     )

@@ -337,7 +337,7 @@ def main() -> int:
     for reason in [*check.tally.failed_reads[:5], *check.tally.problems[:10]]:
         _say(reason)
     if options.results is not None and check.phases:
-        command = ["python", "-m", "bench.reshard", *report.without_results(sys.argv[1:])]
+        command = ["python", "-m", "bench.reshard", *report.without_folders(sys.argv[1:])]
         path = report.write(
             "reshard",
             command,

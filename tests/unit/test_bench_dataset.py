@@ -126,3 +126,9 @@ def test_percentile_is_a_measured_value() -> None:
 
     assert [report.percentile(values, share) for share in (0.5, 0.99)] == [3.0, 5.0]
     assert report.spread(values) == report.Spread(median=3.0, low=1.0, high=5.0, count=5)
+
+
+def test_a_command_is_told_without_the_folders_of_one_machine() -> None:
+    words = ["--results", "a", "--rounds", "3", "--venv=b", "--results=c", "--venv", "d", "--x"]
+
+    assert report.without_folders(words) == ["--rounds", "3", "--x"]
