@@ -209,6 +209,7 @@ def made_of(known: Calibration, sizes: Sizes) -> Readings:
     return Readings(
         sizes=sizes,
         calls_s=calls,
+        narrow_s=[fixed + sizes.many_rows * known.row_s[at]],
         wide_s=[fixed + sizes.many_rows * known.row_s[at] / (1 + 3 * known.cores_share)],
         wide_probes=64,
         wide_threads=4,

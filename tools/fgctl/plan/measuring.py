@@ -41,6 +41,12 @@ ROWS_MIN: Final = 8_192
 FEW_SHARE: Final = 0.1
 PROBES: Final = (1, 8, 64, 256)
 WIDE_PROBES: Final = 64
+WIDE_TURNS: Final = 3
+"""Turns of searches with one core and with all: what one core does changes within minutes where
+others use the machine too.
+"""
+WIDE_CALLS: Final = 30
+"""Of each turn."""
 ID_BYTES: Final = 16
 TEN_SUBJECTS: Final = 13
 """Templates of ten subjects."""
@@ -136,10 +142,11 @@ class _Run:
             timed, cpu = asyncio.run(self._calls(calls_s))
             router_bytes = self._process("router1").memory_info().rss
             segments = self._segments()
-            wide_s = self._wide(timed) if host.cores() > 1 else []
+            narrow_s, wide_s = self._by_threads() if host.cores() > 1 else ([], [])
         return Readings(
             sizes=self._sizes,
             calls_s=timed,
+            narrow_s=narrow_s,
             wide_s=wide_s,
             wide_probes=WIDE_PROBES,
             wide_threads=host.cores(),
@@ -275,25 +282,28 @@ class _Run:
             client_s, router_s, (wider_s - router_s) / (WIDE_PROBES - 1), node_s
         )
 
-    def _wide(self, timed: dict[tuple[str, int], list[float]]) -> list[float]:
-        """Return times of calls to the large gallery when a search has all cores."""
-        self._tell("timing calls with all cores")
-        self._cluster.down()
-        wanted = Wanted(search_threads=host.cores())
-        self._cluster = LocalCluster(self._folder, wanted=wanted)
-        self._cluster.up()
+    def _by_threads(self) -> tuple[list[float], list[float]]:
+        """Return times of calls to the large gallery when a search has one core, and all."""
         probes = self._directions(WIDE_PROBES)
-        rounds = max(ROUNDS_MIN, len(timed[MANY, WIDE_PROBES]) // 2)
 
         async def calls() -> list[float]:
             targets = self._cluster.router_targets
             async with facegrid.AsyncClient(targets, timeout_s=TIMEOUT_S) as client:
-                return [
+                times = [
                     await self._call_s(client, MANY, WIDE_PROBES, probes)
-                    for _ in range(rounds + 1)
+                    for _ in range(WIDE_CALLS + 1)
                 ]
+            return times[1:]
 
-        return asyncio.run(calls())[1:]
+        found: dict[int, list[float]] = {1: [], host.cores(): []}
+        for _ in range(WIDE_TURNS):
+            for threads, times in found.items():
+                self._tell(f"timing calls with {threads} of the cores")
+                self._cluster.down()
+                self._cluster = LocalCluster(self._folder, wanted=Wanted(search_threads=threads))
+                self._cluster.up()
+                times.extend(asyncio.run(calls()))
+        return found[1], found[host.cores()]
 
     def _settled_bytes(self) -> int:
         """Start the node again and return its resident memory once it was asked."""

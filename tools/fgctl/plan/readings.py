@@ -71,8 +71,8 @@ class Readings:
     Attributes:
         sizes: of the galleries.
         calls_s: durations, by gallery and number of probes; with one search thread.
-        wide_s: the same of the large gallery at `wide_probes` with `wide_threads` threads; none
-            where there is one core.
+        narrow_s, wide_s: the same of the large gallery at `wide_probes` with one search thread and
+            with `wide_threads`, in turns; none where there is one core.
         wide_probes, wide_threads: see there.
         half_bytes, full_bytes: resident memory of the node with half of the large gallery, and
             with all of it, each after a start.
@@ -87,6 +87,7 @@ class Readings:
 
     sizes: Sizes
     calls_s: Mapping[tuple[str, int], Sequence[float]]
+    narrow_s: Sequence[float]
     wide_s: Sequence[float]
     wide_probes: int
     wide_threads: int
@@ -132,8 +133,11 @@ def cores_share(readings: Readings) -> float:
     probes, sizes = readings.wide_probes, readings.sizes
     one = parts(readings, probes)
     rest_s = one.call_s + sizes.shards * one.shard_s
-    scan_s = max(statistics.median(readings.wide_s) - rest_s, LEAST_S)
-    times = one.row_s * sizes.many_rows / scan_s
+    narrow_s, wide_s = (
+        max(statistics.median(times) - rest_s, LEAST_S)
+        for times in (readings.narrow_s, readings.wide_s)
+    )
+    times = narrow_s / wide_s
     return float(np.clip((times - 1) / (readings.wide_threads - 1), 0.01, 1.0))
 
 
