@@ -18,7 +18,7 @@ def test_what_is_calibrated_can_be_planned_with_and_is_held_to_account(
     file = tmp_path / "mine.json"
 
     assert run(["plan", "calibrate", "--minutes", "0.2", "--output", str(file), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["facegrid_calibration"] == 1
+    assert json.loads(capsys.readouterr().out)["facegrid_calibration"] == calibrations.FORMAT
     measured = calibrations.load(file)
     assert measured.parameters["templates"] >= 10_000
     assert (
