@@ -23,7 +23,7 @@ from indexd.engine.requests import EnrolRequest
 from indexd.replica.primary import Primary
 from indexd.replica.tending import PAUSE_S_MIN, Tended, Tending
 from indexd.replica.tuner import Tuner, TunerPorts
-from tests.fakes.mirror_rig import DIM, GALLERY, N1, S, rigged, whole_map
+from tests.fakes.mirror_rig import DIM, GALLERY, N1, S, rigged
 
 NOTHING: Any = None
 ROWS = 40
@@ -129,8 +129,3 @@ async def test_what_fails_otherwise_is_tried_again_after_a_pause(primary: Primar
     assert scene.changes == 1
     assert scene.due()
     scene.begun.pop().close()
-
-
-def test_the_map_of_the_rig_begins_at_the_first_key() -> None:
-    """Else nothing would ever be due above."""
-    assert whole_map().shards[0].range.first == 0

@@ -91,7 +91,7 @@ class GpuEngine:
         before = self._refused.get(index, 0)
         if size > GROWN_FACTOR * before:
             self._refused[index] = size
-            free = max((unit.ledger.free_bytes for unit in able.values()), default=0)
+            free = max(unit.ledger.free_bytes for unit in able.values())
             self._logger.warning(
                 "no device has room for a shard: the processor searches it",
                 rows=index.rows_count,
