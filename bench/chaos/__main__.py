@@ -247,7 +247,7 @@ class Chaos:
             record = self._cluster.record
         except NotFoundError:
             return
-        processes.send(record.processes, signal.SIGCONT)
+        processes.resume(record.processes)
         self._cluster.down()
 
 

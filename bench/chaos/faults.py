@@ -1,6 +1,5 @@
 """Faults: which, when and for how long, from a seed; and how each is inflicted and healed."""
 
-import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -177,11 +176,11 @@ class Saboteur:
 
     def _pause(self, fault: Fault) -> None:
         record = self._cluster.record.named(fault.target)
-        processes.send([record], signal.SIGSTOP)
+        processes.pause([record])
         try:
             self._stop.wait(fault.lasts_s)
         finally:
-            processes.send([record], signal.SIGCONT)
+            processes.resume([record])
 
     def _etcd_away(self, fault: Fault) -> None:
         """Stop the only member, or kill one of three."""

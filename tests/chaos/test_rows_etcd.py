@@ -1,6 +1,5 @@
 """Rows of the fault matrix about an etcd of three members, of which some fail, and its leases."""
 
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -63,7 +62,7 @@ def test_row_12_the_end_of_the_leader_of_etcd_fails_no_read_and_holds_writes_up_
         if how == "kill":
             three.cluster.kill_node(first)
         else:
-            three.signal(first, signal.SIGSTOP)
+            three.pause(first)
         hurt_s = three.clock.now_s()
         wait_for(lambda: "" if trial.ledger.acks_count > before + 60 else "no writes")
         went_on_s = three.clock.now_s()

@@ -1,6 +1,5 @@
 """Rows of the fault matrix in which another node takes a primary's shards over."""
 
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -92,7 +91,7 @@ def test_row_05_a_primary_stopped_beyond_its_lease_finds_its_shard_taken_over(
         erase_noted(client, "row5", trial, PEOPLE[0])
         told = amid.result(PATIENCE_S)
         tips = eager.values("tip/row5.")
-        eager.signal(primary, signal.SIGCONT)
+        eager.resume(primary)
         eager.heal()
         eager.wait_equal("row5")
 

@@ -22,6 +22,20 @@ STUBBORN = (
     " print('ready', flush=True); signal.pause()"
 )
 
+BUSY = (
+    "import hashlib, signal, threading; data = bytes(50_000_000);"
+    " hashes = lambda: [hashlib.sha256(data) for _ in iter(int, 1)];"
+    " [threading.Thread(target=hashes, daemon=True).start() for _ in range(8)];"
+    " print('ready', flush=True); signal.pause()"
+)
+PAUSES_COUNT = 20
+
+
+def states_of(record: ProcessRecord) -> set[str]:
+    """Return the states of a process's threads, as the kernel abbreviates them."""
+    stats = [(task / "stat").read_text() for task in Path(f"/proc/{record.pid}/task").iterdir()]
+    return {stat.rpartition(")")[2].split()[0] for stat in stats}
+
 
 def started(log: Path, program: str) -> ProcessRecord:
     argv = (sys.executable, "-c", program)
@@ -115,3 +129,17 @@ def test_only_what_a_log_got_since_the_start_is_shown(tmp_path: Path) -> None:
     assert processes.log_tail(log, since=since).splitlines() == [
         f"line {number}" for number in range(8, 20)
     ]
+
+
+def test_a_paused_process_stands_still_with_all_its_threads(tmp_path: Path) -> None:
+    """A member of etcd answered after it was told to stand still: its other threads went on."""
+    busy = started(tmp_path / "log", BUSY)
+    try:
+        states = set[str]()
+        for _ in range(PAUSES_COUNT):
+            processes.pause([busy])
+            states |= states_of(busy)
+            processes.resume([busy])
+        assert states == {"T"}
+    finally:
+        processes.kill([busy])

@@ -168,7 +168,7 @@ class Rig:
             record = self.cluster.record
         except NotFoundError:
             return
-        processes.send(record.processes, signal.SIGCONT)
+        processes.resume(record.processes)
         self.cluster.down(grace_s=5.0)
 
     # Hurting
@@ -179,7 +179,7 @@ class Rig:
             self.proxies.change(name, lambda link: link.heal())
         for path in self.rules.iterdir():
             path.unlink()
-        processes.send(self.cluster.record.processes, signal.SIGCONT)
+        processes.resume(self.cluster.record.processes)
         self.cluster.up()
 
     def arm(self, process: str, *rules: str) -> None:
@@ -201,6 +201,14 @@ class Rig:
     def signal(self, process: str, number: signal.Signals) -> None:
         """Send a process a signal."""
         processes.send([self.cluster.record.named(process)], number)
+
+    def pause(self, process: str) -> None:
+        """Make a process stand still."""
+        processes.pause([self.cluster.record.named(process)])
+
+    def resume(self, process: str) -> None:
+        """Let a process that stands still go on."""
+        processes.resume([self.cluster.record.named(process)])
 
     def is_alive(self, process: str) -> bool:
         """Tell whether a process runs."""

@@ -46,7 +46,7 @@ def a_stopped_primary_commits_nothing(rig: Rig, gallery: str) -> None:
             enrol(client, gallery, ["after"])
             told = amid.result(PATIENCE_S)
             tips = rig.values(f"tip/{gallery}.")
-            rig.signal(primary, signal.SIGCONT)
+            rig.resume(primary)
             rig.wait_ended(primary)
             tips_then = rig.values(f"tip/{gallery}.")
         rig.start(primary)

@@ -5,7 +5,6 @@ ports over stop and start, so that it comes back with its data where clients loo
 """
 
 import importlib.util
-import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -188,12 +187,12 @@ class LocalEtcd:
         processes.kill(self._named(names))
 
     def pause(self, *names: str) -> None:
-        """Make members fall silent without closing a connection (SIGSTOP)."""
-        processes.send(self._named(names), signal.SIGSTOP)
+        """Make members fall silent without closing a connection."""
+        processes.pause(self._named(names))
 
     def resume(self, *names: str) -> None:
-        """Let paused members go on (SIGCONT)."""
-        processes.send(self._named(names), signal.SIGCONT)
+        """Let paused members go on."""
+        processes.resume(self._named(names))
 
     def _named(self, names: Sequence[str]) -> list[ProcessRecord]:
         return [record for record in self.records if not names or record.name in names]

@@ -77,6 +77,50 @@ def send(records: Sequence[ProcessRecord], number: signal.Signals) -> None:
                 continue
 
 
+def pause(records: Sequence[ProcessRecord], *, wait_s: float = 10.0) -> None:
+    """Make processes stand still, with SIGSTOP, and wait until all their threads do.
+
+    The signal reaches one thread, which makes the others stop once it runs itself: until then
+    they go on, and on a busy machine still answer.
+
+    Raises:
+        UnavailableError: a thread of one does not stop, hanging in an uninterruptible call.
+    """
+    send(records, signal.SIGSTOP)
+    going = wait_until(
+        lambda: " ".join(str(record.pid) for record in records if not _stands(record)),
+        timeout_s=wait_s,
+        clock=SystemClock(),
+    )
+    if going:
+        raise UnavailableError(f"cannot be stopped pids={going}", reason="PROCESS_STUCK")
+
+
+def resume(records: Sequence[ProcessRecord]) -> None:
+    """Let processes that stand still go on, with SIGCONT; the others do not notice."""
+    send(records, signal.SIGCONT)
+
+
+def _stands(record: ProcessRecord) -> bool:
+    """Tell whether no thread of a process runs: all are stopped, or it has ended."""
+    process = find(record)
+    tasks = Path(f"/proc/{record.pid}/task")
+    if process is None:
+        return True
+    if not tasks.exists():
+        return process.status() == psutil.STATUS_STOPPED
+    return all(_is_stopped(task / "stat") for task in tasks.iterdir())
+
+
+def _is_stopped(stat: Path) -> bool:
+    """Tell whether a thread is stopped or gone; its state follows its name in parentheses."""
+    try:
+        state = stat.read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in {"T", "Z", "X"}
+
+
 def stop(records: Sequence[ProcessRecord], *, grace_s: float) -> tuple[str, ...]:
     """End processes: ask them all with SIGTERM, and kill those that live on after the grace.
 
