@@ -27,6 +27,7 @@ from bench.chaos.healing import Healing
 from bench.chaos.ledger import DIM, Ledger
 from bench.chaos.load import GALLERY, Load
 from bench.chaos.proxy import Proxies
+from bench.chaos.survivors import Survivors
 from bench.chaos.tally import Tally, WriteGaps
 from facegrid.clock import Clock, SystemClock
 from facegrid.errors import FacegridError, NotFoundError
@@ -90,6 +91,7 @@ class Chaos:
         self._stop = threading.Event()
         self._memory_bytes: dict[str, list[int]] = {}
         self.tally = Tally()
+        self._survivors = Survivors(self._cluster, self.tally)
         self._ledger: Ledger
         self._gaps: WriteGaps
         self._saboteur: Saboteur
@@ -112,6 +114,7 @@ class Chaos:
         ):
             self._hurt()
         self._healing.check("the end of the load")
+        self._survivors.check("at the end of the load")
         self._healing.replicas()
         self._forge()
         self._audit()
@@ -191,10 +194,12 @@ class Chaos:
         self._stop.wait(CALM_S)
         while self._clock.now_s() < end_s:
             fault = next(faults)
+            self._survivors.check(f"before [{fault}]")
             started_s = self._clock.now_s()
             self._saboteur.inflict(fault)
             mended_s = self._clock.now_s()
             self._healing.check(str(fault))
+            self._survivors.check(f"after [{fault}]")
             self._remember_memory()
             _say(
                 f"{fault} mended_after_s={mended_s - started_s:.1f}"
@@ -241,6 +246,9 @@ class Chaos:
                 f"memory of {name}: first {seen[0] // MIB} MiB,"
                 f" most {max(seen) // MIB} MiB, last {seen[-1] // MIB} MiB"
             )
+        if not self.tally.clean:
+            for line in self._survivors.testimony():
+                _say(line)
 
     def _stop_cluster(self) -> None:
         try:

@@ -1,5 +1,6 @@
 """`make chaos`, briefly: it holds under a few faults, and fails when the ledger is falsified."""
 
+import os
 import re
 import signal
 import subprocess
@@ -99,4 +100,26 @@ def test_an_interrupted_run_stops_what_it_started(tmp_path: Path) -> None:
 
     assert reached
     assert (chaos.returncode, after[-1]) == (1, "chaos: failed reasons: interrupted")
+    assert left_behind(tmp_path) == []
+
+
+def test_a_process_that_ends_by_itself_fails_the_run(tmp_path: Path) -> None:
+    """1. a fault comes and goes; 2. a stranger ends etcd; 3. it is told who was gone, and when."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench.chaos", "--seed", "1", "--minutes", "0.05"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as chaos:
+        assert chaos.stdout is not None
+        told = next(line for line in chaos.stdout if line.startswith("  etcd1 pid="))
+        reached = any(line.startswith("  kill node ") for line in chaos.stdout)
+        os.kill(int(told.split()[1].removeprefix("pid=")), signal.SIGKILL)
+        after = chaos.stdout.read().splitlines()
+
+    assert reached
+    assert chaos.returncode == 1
+    assert "etcd1 ended though nobody ended it, " in after[-1]
+    assert "  etcd1 gone, its log ends:" in after
     assert left_behind(tmp_path) == []
