@@ -15,7 +15,6 @@ import grpc.aio
 import numpy as np
 from typing_extensions import override
 
-from facegrid import vectors
 from facegrid.api.shard.v1 import shard_service_pb2 as pb
 from facegrid.api.shard.v1.shard_service_pb2_grpc import (
     ShardServiceServicer,
@@ -25,7 +24,6 @@ from facegrid.clock import Clock
 from facegrid.coord import keys
 from facegrid.coord.port import Changed, Coordinator, Delete, Listing, Progress, Put
 from facegrid.errors import (
-    ConflictError,
     CorruptError,
     FacegridError,
     FencedError,
@@ -38,6 +36,7 @@ from facegrid.ids import NodeId, ShardId
 from facegrid.model import HashRange, NodeInfo
 from facegrid.rpc.server import RpcServer
 from facegrid.telemetry.log import get_logger
+from facegrid.testing.fake_rows import FakeShard, found_in, new_rows
 from facegrid.testing.fake_tuning import tune_recorded
 from facegrid.tuning_messages import to_tuning_message
 from facegrid.wire import from_wire_vectors
@@ -46,25 +45,6 @@ CODEBOOK: Final = "c0de" * 16
 """What training always results in."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Name = tuple[str, str]
-"""Subject, template."""
-
-
-@dataclass(slots=True)
-class FakeShard:
-    """The rows of one shard by subject and template, and how far its log has come; as primary
-    with the generation that the node claimed, else with 0.
-    """
-
-    gallery: str
-    range: HashRange
-    dim: int
-    generation: int = 0
-    rows: dict[Name, vectors.Int8] = field(default_factory=dict)
-    position: int = 0
-    answers: dict[str, pb.AppendResponse | pb.EraseResponse] = field(default_factory=dict)
-    asked: dict[str, pb.StoredRows] = field(default_factory=dict)
-    codebook: str = ""
 
 
 @dataclass(slots=True)
@@ -175,7 +155,7 @@ class FakeNode(ShardServiceServicer):
             if shard.asked[request.request_id] != request.rows:
                 raise InvalidError("the id was used before", reason="REQUEST_ID_REUSED")
             return known
-        new = _new_rows(shard, request.rows)
+        new = new_rows(shard, request.rows)
         shard.rows.update(new)
         shard.position += 1
         answer = pb.AppendResponse(
@@ -189,7 +169,7 @@ class FakeNode(ShardServiceServicer):
 
     @override
     async def Check(self, request: pb.AppendRequest, context: Context) -> pb.CheckResponse:
-        _new_rows(await self._begin_write("Check", request.shard_id), request.rows)
+        new_rows(await self._begin_write("Check", request.shard_id), request.rows)
         return pb.CheckResponse()
 
     @override
@@ -238,7 +218,7 @@ class FakeNode(ShardServiceServicer):
         if not searched:
             return response
         x = from_wire_vectors(request.probes, dim=request.probes.dim)
-        found = _found(x, searched, request.k, request.threshold)
+        found = found_in(x, searched, request.k, request.threshold)
         response.counts.extend(len(rows) for rows in found)
         flat = [row for rows in found for row in rows]
         response.scores = np.array([row[0] for row in flat], "<f4").tobytes()
@@ -264,7 +244,7 @@ class FakeNode(ShardServiceServicer):
         mine.rows = {
             name: codes for name, codes in shard.rows.items() if name[0] == request.subject_id
         }
-        best = _found(x, [mine], 1, -2.0)[0]
+        best = found_in(x, [mine], 1, -2.0)[0]
         if not best:
             unknown = NotFoundError("there is no such subject", reason="SUBJECT_UNKNOWN")
             if unconfirmed:
@@ -441,46 +421,3 @@ class FakeNode(ShardServiceServicer):
         claim = records.GenerationClaim(generation, self.node_id, self.boot_id)
         await self._coordinator.txn([], [Put(key, records.encode_generation(claim))])
         return generation
-
-
-def _new_rows(shard: FakeShard, rows: pb.StoredRows) -> dict[Name, vectors.Int8]:
-    """Return the rows that are not there yet, or raise for the first that contradicts."""
-    if rows.dim != shard.dim:
-        raise InvalidError("rows have another dimension", reason="DIM_MISMATCH", field="rows")
-    codes = np.frombuffer(rows.codes, np.int8).reshape(-1, rows.dim)
-    new: dict[Name, vectors.Int8] = {}
-    for row, name in enumerate(zip(rows.subject_ids, rows.template_ids, strict=True)):
-        there = shard.rows.get(name, new.get(name))
-        if there is None:
-            new[name] = codes[row]
-        elif not np.array_equal(there, codes[row]):
-            raise ConflictError(
-                f"the subject has that template with another vector row={row}",
-                reason="TEMPLATE_EXISTS",
-                row=row,
-                field="template_ids",
-            )
-    return new
-
-
-def _found(
-    x: vectors.Float32, shards: list[FakeShard], k: int, threshold: float
-) -> list[list[tuple[float, Name]]]:
-    """Return for each probe the best template of the best k subjects."""
-    names = [name for shard in shards for name in shard.rows]
-    if not names:
-        return [[] for _ in x]
-    codes = np.stack([row for shard in shards for row in shard.rows.values()])
-    shape = (len(x), *codes.shape)
-    norms = np.broadcast_to(vectors.code_norms(codes), shape[:2])
-    probes = vectors.prepare_probes(x)
-    table = vectors.scores(probes, np.broadcast_to(codes, shape), norms)
-    lists = []
-    for scores in table.tolist():
-        ordered = sorted(zip(scores, names, strict=True), key=lambda row: (-row[0], row[1]))
-        best: dict[str, tuple[float, Name]] = {}
-        for score, name in ordered:
-            if score >= threshold:
-                best.setdefault(name[0], (score, name))
-        lists.append(list(best.values())[:k])
-    return lists

@@ -12,7 +12,8 @@ from facegrid.coord.port import Put, WatchEvent
 from facegrid.format import records
 from facegrid.ids import GalleryName, NodeId, ShardId, subject_key
 from facegrid.model import HashRange, ShardAssignment, ShardMap
-from facegrid.testing.fake_shard import FakeNode, FakeShard
+from facegrid.testing.fake_rows import FakeShard
+from facegrid.testing.fake_shard import FakeNode
 from facegrid.testing.memory_coord import MemoryCoordinator
 from tests.fakes.router_cluster import Cluster, faces, router
 
