@@ -152,6 +152,7 @@ class Server:
                 self._clock,
                 self._device.searching,
                 Spread(self._pool, self._clock, self._view),
+                streams=self._rpc.streams,
                 zone=self._settings.zone,
                 batching=self._settings.batching,
                 canaries=self._canaries,

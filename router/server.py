@@ -122,7 +122,13 @@ class RouterServer:
         )
         add_IdentificationServiceServicer_to_server(
             IdentificationService(
-                coalescer, reader, directory, clock, erasures=erasures, latencies=latencies
+                coalescer,
+                reader,
+                directory,
+                clock,
+                erasures=erasures,
+                latencies=latencies,
+                streams=self._rpc.streams,
             ),
             server,
         )
@@ -211,6 +217,7 @@ class RouterServer:
             failure = await self._serve(stop, started)
             for task in background:
                 task.cancel()
+        await self._pool.aclose()
         await self._channels.aclose()
         if failure is not None:
             raise failure

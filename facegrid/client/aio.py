@@ -15,6 +15,7 @@ from facegrid.api.v1.identification_service_pb2_grpc import IdentificationServic
 from facegrid.client import arguments, checks
 from facegrid.client.ambient import Ambient
 from facegrid.client.caller import Caller
+from facegrid.client.identifying import Identifying
 from facegrid.client.stream import EnrolSession
 from facegrid.client.values import EnrolBatch, Erasure, Matrix, Template, Verification
 from facegrid.errors import InvalidError
@@ -53,6 +54,7 @@ class AsyncClient:
             tls=arguments.checked_tls(tls),
             ambient=ambient or Ambient(),
         )
+        self._identifying = Identifying(self._caller)
 
     async def create_gallery(  # noqa: PLR0913 - each is one setting
         self,
@@ -368,8 +370,7 @@ class AsyncClient:
             UnavailableError: too little of the gallery could be searched (COVERAGE_TOO_LOW), or
                 too little of it confirmed (UNCONFIRMED).
         """
-        response = await self._caller.call(
-            lambda channel: IdentificationServiceStub(channel).Identify,
+        response = await self._identifying.ask(
             identification_service_pb2.IdentifyRequest(
                 gallery=arguments.checked_name(gallery),
                 probes=wire.to_wire_vectors(checks.checked_probes(probes)),
@@ -424,6 +425,7 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close the connections; calls in flight end as UnavailableError. Idempotent."""
+        await self._identifying.aclose()
         await self._caller.aclose()
 
     async def __aenter__(self) -> Self:

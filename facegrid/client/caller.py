@@ -1,7 +1,7 @@
 """Calls that are made again, at another target, until they succeed or their time is over."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -85,7 +85,24 @@ class Caller:
         *,
         timeout_s: float,
     ) -> Response:
-        """Return the answer to a request, made again while that may help.
+        """Return the answer to a request, made again while that may help. Raises as `persist`."""
+
+        async def attempt(channel: grpc.aio.Channel, _target: str, left_s: float) -> Response:
+            return await call(method_of(channel), request, timeout_s=left_s)
+
+        return await self.persist(attempt, timeout_s=timeout_s)
+
+    async def persist(
+        self,
+        attempt: Callable[[grpc.aio.Channel, str, float], Awaitable[Response]],
+        *,
+        timeout_s: float,
+    ) -> Response:
+        """Return what an attempt returns, made again while that may help.
+
+        Args:
+            attempt: asks over a channel to a target, for so many seconds.
+            timeout_s: for all attempts together.
 
         Raises:
             FacegridError: the last one met. When the time is over that is what kept the call from
@@ -97,8 +114,9 @@ class Caller:
         for delay_s in self.delays():
             target = self.target()
             try:
-                method = method_of(self.channel(target))
-                return await self._attempt(method, request, deadline_s - clock.now_s())
+                channel = self.channel(target)
+                with self.telling_closed():
+                    return await attempt(channel, target, deadline_s - clock.now_s())
             except DeadlineError as error:
                 raise heard or error from error
             except FacegridError as error:
@@ -108,15 +126,6 @@ class Caller:
                 self.leave(target)
             await clock.sleep(delay_s)
         raise AssertionError("delays do not end")
-
-    async def _attempt(
-        self,
-        method: "UnaryUnaryMultiCallable[Request, Response]",
-        request: Request,
-        timeout_s: float,
-    ) -> Response:
-        with self.telling_closed():
-            return await call(method, request, timeout_s=timeout_s)
 
     @contextmanager
     def telling_closed(self) -> Iterator[None]:

@@ -1,12 +1,11 @@
 """The edge of a process: every call enters and leaves through here.
 
 It refuses calls without a deadline and messages that are too large, turns errors into status, and
-logs what was called. It is the one place where a broad `except` is right: whatever a handler lets
-escape must become an answer and a log line, and must not end the process.
+lets the journal know. A broad `except` is right here, as in `facegrid.rpc.streams`: whatever a
+handler lets escape must become an answer and a log line, and must not end the process.
 """
 
 import inspect
-import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ from google.protobuf.message import DecodeError
 from typing_extensions import override
 
 from facegrid import limits
-from facegrid.clock import Clock
-from facegrid.errors import FacegridError, InvalidError
+from facegrid.errors import InvalidError
 from facegrid.rpc.context import CURRENT_METHOD
+from facegrid.rpc.journal import Journal
 from facegrid.rpc.status import to_grpc
-from facegrid.telemetry.log import Logger
 
 EXEMPT: Final = ("/grpc.health.", "/grpc.reflection.")
 """Services asked by tools that set no deadline."""
@@ -31,10 +29,6 @@ EXEMPT: Final = ("/grpc.health.", "/grpc.reflection.")
 Context = Any
 Handler = Any
 Accept = Callable[[Any], Any]
-Observe = Callable[[str, str, str, float], None]
-"""Told method, code, reason and duration in seconds of each call that was served."""
-
-_LEVELS: Final = {"OK": logging.DEBUG, "INTERNAL": logging.ERROR, "DATA_LOSS": logging.ERROR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +47,8 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
     Anything else that escapes is a bug: logged with its traceback, told to the caller as INTERNAL.
     """
 
-    def __init__(self, clock: Clock, logger: Logger, observe: Observe | None = None) -> None:
-        self._clock = clock
-        self._logger = logger
-        self._observe = observe
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
 
     @override
     async def intercept_service(
@@ -106,46 +98,22 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
     async def _boundary(self, method: str, context: Context) -> AsyncIterator[None]:
         """End the call made inside with the status of its error, and log it."""
         CURRENT_METHOD.set(method)
-        logger = self._logger.bind(method=method, caller=context.peer())
-        started_s = self._clock.now_s()
-        code, reason = "CANCELLED", ""
-        try:
-            _check_deadline(context)
-            yield
-            code = "OK"
-        except grpc.aio.AbortError:
-            code = context.code().name
-            raise
-        except Exception as error:
-            known = _known(error)
-            if known is None:
-                logger.exception("handler broke")
-                known = FacegridError(f"internal error kind={type(error).__name__}")
-            status = to_grpc(known)
-            code, reason = status.code.name, known.reason
-            await context.abort(status.code, status.message, status.trailing_metadata)
-        finally:
-            duration_s = self._clock.now_s() - started_s
-            duration_ms = round(duration_s * 1e3, 3)
-            level = _LEVELS.get(code, logging.INFO)
-            logger.log(level, "call served", code=code, reason=reason, duration_ms=duration_ms)
-            if self._observe is not None:
-                self._observe(method, code, reason, duration_s)
+        with self._journal.entry(method, context.peer()) as entry:
+            try:
+                _check_deadline(context)
+                yield
+                entry.code = "OK"
+            except grpc.aio.AbortError:
+                entry.code = context.code().name
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever escapes a handler ends here
+                status = to_grpc(entry.failed(error))
+                await context.abort(status.code, status.message, status.trailing_metadata)
 
 
 def _check_deadline(context: Context) -> None:
     if context.time_remaining() is None:
         raise InvalidError("the call has no deadline", reason="DEADLINE_MISSING")
-
-
-def _known(error: BaseException) -> FacegridError | None:
-    """Return what of the error the caller may know: None where a bug broke the handler."""
-    if isinstance(error, FacegridError):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        leaves = [_known(leaf) for leaf in error.exceptions]
-        return leaves[0] if all(leaves) else None
-    return None
 
 
 def _guarded(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

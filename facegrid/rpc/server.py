@@ -20,7 +20,9 @@ from facegrid.rpc.channel import (
     PING_INTERVAL_MS_MIN,
     Option,
 )
-from facegrid.rpc.interceptor import BoundaryInterceptor, Observe
+from facegrid.rpc.interceptor import BoundaryInterceptor
+from facegrid.rpc.journal import Journal, Observe
+from facegrid.rpc.streams import Streams
 from facegrid.telemetry.log import Logger
 
 CALLS_MAX: Final = 4096
@@ -49,6 +51,7 @@ class RpcServer:
     """A gRPC server with the boundary interceptor, health and, under `dev`, reflection.
 
     Add servicers to `server`, name them to `publish`, then `start`. `observe` is told of calls.
+    Methods that carry many requests in a stream serve them by `streams`.
     Where the port is `shared`, somebody else holds it, and other processes listen there too.
     """
 
@@ -65,8 +68,10 @@ class RpcServer:
         self._shared = shared
         self._names = [health.SERVICE]
         self._health = health.Health()
+        journal = Journal(clock, logger, observe)
+        self.streams = Streams(journal)
         self.server: grpc.aio.Server = grpc.aio.server(
-            interceptors=[BoundaryInterceptor(clock, logger, observe)],
+            interceptors=[BoundaryInterceptor(journal)],
             options=server_options(shared=shared),
             maximum_concurrent_rpcs=CALLS_MAX,
         )
@@ -106,9 +111,12 @@ class RpcServer:
         self._health.drain()
 
     async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, give those in flight some seconds to end, then cancel them."""
+        """Refuse new calls, give those in flight some seconds to end, then cancel them. Streams
+        answer what they have read.
+        """
         self._health.drain()
         self._health.close()
+        self.streams.end()
         await self.server.stop(grace_s)
 
 

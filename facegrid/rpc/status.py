@@ -14,6 +14,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from facegrid.api.v1.types_pb2 import CallError
 from facegrid.errors import (
     ConflictError,
     CorruptError,
@@ -49,6 +50,7 @@ _TABLE: Final[tuple[tuple[type[FacegridError], grpc.StatusCode], ...]] = (
 )
 _CODES: Final = dict(_TABLE)
 _CLASSES: Final = {code: kind for kind, code in _TABLE}
+_BY_NUMBER: Final = {code.value[0]: code for code in Code}
 
 # What a status without ErrorInfo means: codes that gRPC or a proxy raises by itself.
 _FOREIGN: Final[dict[grpc.StatusCode, tuple[type[FacegridError], str]]] = {
@@ -72,9 +74,14 @@ class GrpcStatus:
     trailing_metadata: tuple[tuple[str, bytes], ...]
 
 
+def code_of(error: FacegridError) -> grpc.StatusCode:
+    """Return the code that stands for an error."""
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+
+
 def to_grpc(error: FacegridError) -> GrpcStatus:
     """Return the status that carries an error."""
-    code = next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
+    code = code_of(error)
     message = error.message[:MESSAGE_CHARS_MAX]
     info = error_details_pb2.ErrorInfo(
         reason=error.reason,
@@ -84,6 +91,24 @@ def to_grpc(error: FacegridError) -> GrpcStatus:
     status = status_pb2.Status(code=code.value[0], message=message)
     status.details.add().Pack(info)
     return GrpcStatus(code, message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+def to_call_error(error: FacegridError) -> CallError:
+    """Return the message that carries an error in a stream."""
+    return CallError(
+        code=code_of(error).value[0],
+        message=error.message[:MESSAGE_CHARS_MAX],
+        reason=error.reason,
+        metadata={key: value[:FACT_CHARS_MAX] for key, value in error.facts.items()},
+    )
+
+
+def from_call_error(message: CallError) -> FacegridError:
+    """Return the error that a message in a stream carries."""
+    code = _BY_NUMBER.get(message.code, Code.UNKNOWN)
+    error = _CLASSES.get(code, FacegridError)(message.message, reason=message.reason)
+    error.facts.update(message.metadata)
+    return error
 
 
 def from_grpc(error: grpc.aio.AioRpcError) -> FacegridError:

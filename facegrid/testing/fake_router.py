@@ -41,6 +41,7 @@ from facegrid.errors import (
 from facegrid.ids import GalleryName, ShardId
 from facegrid.model import Candidate, CandidateList, Coverage, Gallery, Token
 from facegrid.rpc.server import RpcServer
+from facegrid.rpc.streams import Streams
 from facegrid.testing.fake_admin import FakeAdmin, FakeCluster
 from facegrid.testing.fake_tuning import exact_tuning
 from facegrid.tuning import MISS_RATE_MAX_DEFAULT, MISS_RATE_MAX_LIMIT, Profile
@@ -168,6 +169,12 @@ class FakeRouter:
 
     async def __aexit__(self, *_exc_info: object) -> None:
         await self.stop()
+
+    @property
+    def streams(self) -> Streams:
+        """Those of the server."""
+        assert self._server is not None, "entered"
+        return self._server.streams
 
     async def stop(self) -> None:
         """Close the port and break all connections."""
@@ -310,6 +317,25 @@ class _Identification(identification_service_pb2_grpc.IdentificationServiceServi
 
     @override
     async def Identify(self, request: identification.IdentifyRequest, context: Any) -> Any:
+        return await self._identify(request)
+
+    @override
+    async def IdentifyStream(  # type: ignore[override]  # it owns tasks, so it writes
+        self,
+        request_iterator: AsyncIterator[identification.IdentifyStreamRequest],
+        context: Any,
+    ) -> None:
+        await self._router.streams.serve(
+            request_iterator,
+            context,
+            method="Identify",
+            frame=identification.IdentifyStreamResponse,
+            handle=lambda request, _: self._identify(request),
+        )
+
+    async def _identify(
+        self, request: identification.IdentifyRequest
+    ) -> identification.IdentifyResponse:
         await self._router.faults.strike()
         kept = self._router.store.find(request.gallery)
         from_profile_message(request.profile)  # as any other, it finds what exact search finds

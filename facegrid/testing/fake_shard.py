@@ -8,6 +8,7 @@ cut off from etcd: then it hears of no maps, confirms nothing by itself and take
 
 import asyncio
 import dataclasses
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -187,6 +188,22 @@ class FakeNode(ShardServiceServicer):
 
     @override
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
+        return await self._search(request)
+
+    @override
+    async def SearchStream(  # type: ignore[override]  # it owns tasks, so it writes
+        self, request_iterator: AsyncIterator[pb.SearchStreamRequest], context: Context
+    ) -> None:
+        assert self._rpc is not None, "it is served"
+        await self._rpc.streams.serve(
+            request_iterator,
+            context,
+            method="Search",
+            frame=pb.SearchStreamResponse,
+            handle=lambda request, _: self._search(request),
+        )
+
+    async def _search(self, request: pb.SearchRequest) -> pb.SearchResponse:
         self.searches.append(request)
         await self._begin("Search")
         response = pb.SearchResponse()

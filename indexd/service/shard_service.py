@@ -1,11 +1,11 @@
 """ShardService: what routers ask of this node."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import grpc.aio
 import numpy as np
@@ -23,7 +23,8 @@ from facegrid.errors import (
     NotFoundError,
     UnavailableError,
 )
-from facegrid.rpc.context import call_context
+from facegrid.rpc.context import CallContext, call_context
+from facegrid.rpc.streams import Streams
 from facegrid.tuning import Profile
 from facegrid.tuning_messages import from_profile_message, to_profile_message
 from facegrid.vectors import Float32
@@ -51,6 +52,8 @@ from indexd.service.tuning_calls import TuningCalls
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+SEARCH: Final = "/facegrid.api.shard.v1.ShardService/Search"
+
 
 @dataclass(frozen=True, slots=True)
 class ServicePorts:
@@ -60,6 +63,7 @@ class ServicePorts:
     clock: Clock
     search_threads: Executor
     spread: Spread
+    streams: Streams = field(kw_only=True)
     zone: str = ""
     batching: BatchLimits = DEFAULT
     canaries: Canaries | None = None
@@ -130,10 +134,26 @@ class ShardService(ReshapeCalls, TuningCalls):
     @override
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         """Search several shards; those that cannot be searched are named with the reason."""
+        return await self._answer(request, call_context(context, self._ports.clock))
+
+    @override
+    async def SearchStream(  # type: ignore[override]  # it owns tasks, so it writes
+        self, request_iterator: AsyncIterator[pb.SearchStreamRequest], context: Context
+    ) -> None:
+        """Search for many at once over one stream."""
+        await self._ports.streams.serve(
+            request_iterator,
+            context,
+            method=SEARCH,
+            frame=pb.SearchStreamResponse,
+            handle=self._answer,
+        )
+
+    async def _answer(self, request: pb.SearchRequest, call: CallContext) -> pb.SearchResponse:
         checks.check_k(request.k)
         if not np.isfinite(request.threshold):
             raise InvalidError("threshold is not finite", reason="THRESHOLD", field="threshold")
-        deadline_s = call_context(context, self._ports.clock).deadline_s
+        deadline_s = call.deadline_s
         response = pb.SearchResponse()
         copies: list[ShardCopy] = []
         confirmed: list[bool] = []

@@ -1,6 +1,7 @@
 """facegrid.api.v1.IdentificationService: the one place that answers identify."""
 
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Final
 
 import grpc.aio
 from typing_extensions import override
@@ -12,6 +13,7 @@ from facegrid.api.v1.identification_service_pb2_grpc import IdentificationServic
 from facegrid.clock import Clock
 from facegrid.ids import check_gallery_name
 from facegrid.rpc.context import CallContext, call_context
+from facegrid.rpc.streams import Streams
 from facegrid.tuning_messages import to_profile_message
 from facegrid.wire import from_wire_token, to_wire_coverage
 from router.dispatch.coalesce import Coalescer, Share
@@ -33,11 +35,13 @@ from router.topology.directory import Directory
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+IDENTIFY: Final = "/facegrid.api.v1.IdentificationService/Identify"
+
 
 class IdentificationService(IdentificationServiceServicer):
     """Compares probes with a gallery (1:N) or with one subject (1:1)."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one part of the router
         self,
         coalescer: Coalescer,
         reader: Reader,
@@ -46,7 +50,9 @@ class IdentificationService(IdentificationServiceServicer):
         *,
         erasures: Erasures,
         latencies: Latencies,
+        streams: Streams,
     ) -> None:
+        self._streams = streams
         self._latencies = latencies
         self._erasures = erasures
         self._coalescer = coalescer
@@ -56,8 +62,23 @@ class IdentificationService(IdentificationServiceServicer):
 
     @override
     async def Identify(self, request: pb.IdentifyRequest, context: Context) -> pb.IdentifyResponse:
+        return await self._timed(request, call_context(context, self._clock))
+
+    @override
+    async def IdentifyStream(  # type: ignore[override]  # it owns tasks, so it writes
+        self, request_iterator: AsyncIterator[pb.IdentifyStreamRequest], context: Context
+    ) -> None:
+        await self._streams.serve(
+            request_iterator,
+            context,
+            method=IDENTIFY,
+            frame=pb.IdentifyStreamResponse,
+            handle=self._timed,
+        )
+
+    async def _timed(self, request: pb.IdentifyRequest, call: CallContext) -> pb.IdentifyResponse:
         began_s = self._clock.now_s()
-        response = await self._identify(request, call_context(context, self._clock))
+        response = await self._identify(request, call)
         self._latencies.note(self._clock.now_s() - began_s)
         return response
 

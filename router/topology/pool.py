@@ -17,6 +17,7 @@ from facegrid.errors import DeadlineError, FacegridError, UnavailableError
 from facegrid.ids import NodeId
 from facegrid.rpc.call import call
 from facegrid.rpc.pool import ChannelPool
+from facegrid.rpc.stream_caller import Methods, StreamCaller
 from router.plan.fanout import UNKNOWN, NodeLoad
 from router.plan.hedge import HEALTH_S, LOOK_AGAIN_S
 from router.topology.snapshot import Topology
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from facegrid.api.shard.v1.shard_service_pb2_grpc import ShardServiceAsyncStub
 
     Pick = Callable[[ShardServiceAsyncStub], UnaryUnaryMultiCallable[Request, Response]]
+
+Searching = StreamCaller[shard_pb2.SearchRequest, shard_pb2.SearchResponse]
 
 TRANSPORT: Final = "TRANSPORT"
 """Reason of errors that gRPC raised by itself."""
@@ -84,6 +87,7 @@ class NodePool:
         self._channels = channels
         self._clock = clock
         self._stubs: dict[str, ShardServiceAsyncStub] = {}
+        self._searchers: dict[str, Searching] = {}
         self._loads: dict[NodeId, NodeLoad] = {}
         self._timed_s: dict[NodeId, float] = {}
         self._failing: dict[NodeId, _Failing] = {}
@@ -155,6 +159,8 @@ class NodePool:
         for address in self._stubs.keys() - set(addresses):
             # Whoever holds one may go on with it as long as its connection is there.
             del self._stubs[address]
+        for address in self._searchers.keys() - set(addresses):
+            self._searchers.pop(address).retire()
         await self._channels.keep(addresses)
 
     async def call(
@@ -184,14 +190,23 @@ class NodePool:
                 (NODE_UNREACHABLE).
             FacegridError: what the node raised.
         """
-        address = topology.addresses.get(node_id)
-        if address is None:
-            raise UnavailableError(
-                f"node is not registered node={node_id}", reason="NODE_UNKNOWN", node=node_id
-            )
+        address = _address(topology, node_id)
+        work = call(pick(self._stub(address)), request, timeout_s=timeout_s)
+        return await self._judged(node_id, address, work, timeout_s=timeout_s, may_wait=may_wait)
+
+    async def _judged(
+        self,
+        node_id: NodeId,
+        address: str,
+        work: Awaitable[Response],
+        *,
+        timeout_s: float,
+        may_wait: bool,
+    ) -> Response:
+        """Return what a call returns, and remember of the node what its errors say."""
         started_s = self._clock.now_s()
         try:
-            response = await call(pick(self._stub(address)), request, timeout_s=timeout_s)
+            response = await work
         except FacegridError as error:
             where = f"node={node_id} address={address}"
             if _is_time_over(error, self._clock.now_s() - started_s, timeout_s):
@@ -228,14 +243,9 @@ class NodePool:
         """Return a node's answer to a search, and remember how long it took, unless it may have
         waited for something else. Raises as `call`.
         """
-        answer = self.call(
-            topology,
-            node_id,
-            lambda stub: stub.Search,
-            request,
-            timeout_s=timeout_s,
-            may_wait=may_wait,
-        )
+        address = _address(topology, node_id)
+        work = self._searcher(address).call(request, timeout_s=timeout_s)
+        answer = self._judged(node_id, address, work, timeout_s=timeout_s, may_wait=may_wait)
         return await self._timed(node_id, answer, telling=not may_wait)
 
     async def _timed(
@@ -257,6 +267,20 @@ class NodePool:
         finally:
             self._count(node_id, -1, took_s=took_s)
         return response
+
+    def _searcher(self, address: str) -> "Searching":
+        searcher = self._searchers.get(address)
+        if searcher is None:
+            stub = self._stub(address)
+            methods = Methods(stub.Search, stub.SearchStream, shard_pb2.SearchStreamRequest)
+            searcher = self._searchers[address] = StreamCaller(methods, self._clock)
+        return searcher
+
+    async def aclose(self) -> None:
+        """End the streams to nodes; before the channels are closed."""
+        searchers, self._searchers = self._searchers, {}
+        for searcher in searchers.values():
+            await searcher.aclose()
 
     def _stub(self, address: str) -> "ShardServiceAsyncStub":
         stub = self._stubs.get(address)
@@ -291,6 +315,15 @@ class NodePool:
         if self._failing.pop(node_id, None) is not None:
             load = self._loads[node_id]
             self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count)
+
+
+def _address(topology: Topology, node_id: NodeId) -> str:
+    address = topology.addresses.get(node_id)
+    if address is None:
+        raise UnavailableError(
+            f"node is not registered node={node_id}", reason="NODE_UNKNOWN", node=node_id
+        )
+    return address
 
 
 def _is_time_over(error: FacegridError, took_s: float, timeout_s: float) -> bool:

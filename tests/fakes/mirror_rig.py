@@ -110,6 +110,8 @@ class Line:
     def unary_stream(self, _path: str, **_rest: Any) -> None:
         """Streams are asked for by nobody here."""
 
+    stream_stream = unary_stream
+
     def unary_unary(self, path: str, **_rest: Any) -> Callable[..., Awaitable[Any]]:
         """Return a method."""
         method = path.rsplit("/", 1)[1]
@@ -198,11 +200,14 @@ class Rig:
             Asker(self.wire, view), self.clock, logger, lambda: f"{next(self.numbers):012d}"
         )
         no_trainer: Any = None
+        no_streams: Any = None
         node = Node(ports, committer, no_trainer, view, policy=POLICY, mirrors=mirrors)
         holder.append(node)
         spread = Spread(self.wire, self.clock, view)
         service = ShardService(
-            ServicePorts(ports.claimant, self.clock, self.threads[0], spread), node, no_trainer
+            ServicePorts(ports.claimant, self.clock, self.threads[0], spread, streams=no_streams),
+            node,
+            no_trainer,
         )
         running = asyncio.get_running_loop().create_task(node.run())
         process = self.processes[boot] = Process(node, service, boot, running)

@@ -22,6 +22,7 @@ OLD_RPCS = {
         *("Append", "Check", "Erase", "Load", "Search", "Compare", "Get", "Sample", "Train"),
         *("Reach", "Status"),
     },
+    "facegrid.api.v1.IdentificationService": {"Identify", "Verify"},
     "facegrid.api.admin.v1.AdminService": {"ClusterStatus", "TakeOver", "Load"},
 }
 NEW_FIELDS = {
@@ -103,6 +104,7 @@ def main() -> None:
         for module in ("router.dispatch.map_news", "router.dispatch.primaries"):
             put(module, told_version=lambda _errors: 0)
         old_adder("router.server", "add_AdminServiceServicer_to_server")
+        old_adder("router.server", "add_IdentificationServiceServicer_to_server")
     sys.exit(importlib.import_module(f"{kind}.__main__").main())
 
 

@@ -148,7 +148,10 @@ class Process:
         if not world.controls.joining_waits:
             waiting = NarrowSpread
         spread = waiting(pool, clock, view)
-        service = ShardService(ServicePorts(claimant, clock, search, spread), node, trainer)
+        no_streams: Any = None
+        service = ShardService(
+            ServicePorts(claimant, clock, search, spread, streams=no_streams), node, trainer
+        )
         info = NodeInfo(self.node_id, self.name, self.name)
         return node, service, Registration(coord, info, LEASE_TTL_S, clock, logger)
 
@@ -408,6 +411,8 @@ class SimChannel:
 
     def unary_stream(self, _path: str, **_rest: Any) -> None:
         """Streams are asked for by nobody here."""
+
+    stream_stream = unary_stream
 
     def unary_unary(self, path: str, **_rest: Any) -> Callable[..., Any]:
         """Return a method."""

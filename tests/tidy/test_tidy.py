@@ -26,8 +26,12 @@ FORBIDDEN = {
     r"#\s*noqa(?!: [A-Z]+\d+(?:, ?[A-Z]+\d+)* - \S)": "an exemption needs a code and a reason",
     r"#\s*type:\s*ignore(?!\[[a-z-]+(?:, ?[a-z-]+)*\]  # \S)": "likewise",
 }
-BROAD_HANDLERS = {"facegrid/rpc/interceptor.py", "router/dispatch/supervisor.py"}
-"""The two places that may catch everything: the rpc boundary and the supervisor of tasks."""
+BROAD_HANDLERS = {
+    "facegrid/rpc/interceptor.py",
+    "facegrid/rpc/streams.py",
+    "router/dispatch/supervisor.py",
+}
+"""Who may catch everything: the rpc boundary, of calls and streams, and the supervisor."""
 
 
 def sources() -> list[Path]:

@@ -115,6 +115,8 @@ class Line:
     def unary_stream(self, _path: str, **_rest: Any) -> None:
         """Streams are asked for by nobody here."""
 
+    stream_stream = unary_stream
+
     def unary_unary(self, _path: str, **_rest: Any) -> Callable[..., Awaitable[Any]]:
         async def method(request: Any, **_rest: Any) -> Any:
             self._pool.asked.append(self._address)
@@ -141,7 +143,8 @@ def node_of(world: World, node: str, boot: str) -> Node:
 def service_of(world: World, node: Node, spread: Spread, claimant: Claimant) -> ShardService:
     """Return what a node answers with."""
     no_trainer: Any = None
-    ports = ServicePorts(claimant, SystemClock(), world.threads[0], spread)
+    no_streams: Any = None
+    ports = ServicePorts(claimant, SystemClock(), world.threads[0], spread, streams=no_streams)
     return ShardService(ports, node, no_trainer)
 
 

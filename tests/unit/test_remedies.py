@@ -392,7 +392,12 @@ async def test_a_node_tells_the_first_one_by_a_call_that_returns_at_once() -> No
     canaries = Canaries(replace(heard.ports, remedies=remedies))
     claimant, pool = Claimant(NodeId("n1"), "b1"), ChannelPool()
     ports = ServicePorts(
-        claimant, world.clock, anything, Spread(pool, world.clock, View()), canaries=canaries
+        claimant,
+        world.clock,
+        anything,
+        Spread(pool, world.clock, View()),
+        streams=anything,
+        canaries=canaries,
     )
     wire: Any = Wire(ShardService(ports, anything, anything))
     world.remedies["n2"]._ports = replace(world.remedies["n2"]._ports, pool=wire)

@@ -445,6 +445,8 @@ class Line:
     def unary_stream(self, _path: str, **_rest: Any) -> None:
         """Streams are asked for by nobody here."""
 
+    stream_stream = unary_stream
+
     def unary_unary(self, _path: str, **_rest: Any) -> Callable[..., Awaitable[Any]]:
         async def method(_request: Any, **_rest: Any) -> Any:
             if self._address == "old:1":

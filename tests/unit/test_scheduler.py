@@ -269,7 +269,9 @@ async def test_what_is_erased_while_a_batch_runs_is_in_no_answer_of_it() -> None
     nothing: Any = None
     view = SimpleNamespace(gallery=lambda _name: None)
     node: Any = SimpleNamespace(view=view)
-    service = ShardService(ServicePorts(nothing, clock, executor, nothing), node, nothing)
+    service = ShardService(
+        ServicePorts(nothing, clock, executor, nothing, streams=nothing), node, nothing
+    )
     copy: Any = SimpleNamespace(state=state, check_serving=lambda: None)
     request = pb.SearchRequest(gallery="g", k=2, threshold=-2.0)
     tasks = [

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from facegrid.api.v1 import types_pb2 as facegrid_dot_api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,facegrid/api/v1/identification_service.proto\x12\x0f\x66\x61\x63\x65grid.api.v1\x1a\x1b\x66\x61\x63\x65grid/api/v1/types.proto\"\xad\x02\n\x0fIdentifyRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12(\n\x06probes\x18\x02 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors\x12\t\n\x01k\x18\x03 \x01(\r\x12\x16\n\tthreshold\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x19\n\x0c\x63overage_min\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12%\n\x05\x61\x66ter\x18\x06 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x1c\n\x0funconfirmed_max\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12)\n\x07profile\x18\x08 \x01(\x0e\x32\x18.facegrid.api.v1.ProfileB\x0c\n\n_thresholdB\x0f\n\r_coverage_minB\x12\n\x10_unconfirmed_max\"\xae\x01\n\x10IdentifyResponse\x12-\n\x05lists\x18\x01 \x03(\x0b\x32\x1e.facegrid.api.v1.CandidateList\x12+\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x19.facegrid.api.v1.Coverage\x12\x13\n\x0bmap_version\x18\x03 \x01(\x03\x12)\n\x07profile\x18\x04 \x01(\x0e\x32\x18.facegrid.api.v1.Profile\"\x9c\x01\n\rVerifyRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x12\n\nsubject_id\x18\x02 \x01(\t\x12\'\n\x05probe\x18\x03 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors\x12%\n\x05\x61\x66ter\x18\x04 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x16\n\x0e\x63onfirmed_only\x18\x05 \x01(\x08\"I\n\x0eVerifyResponse\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x13\n\x0btemplate_id\x18\x02 \x01(\t\x12\x13\n\x0bunconfirmed\x18\x03 \x01(\x08\x32\xb3\x01\n\x15IdentificationService\x12O\n\x08Identify\x12 .facegrid.api.v1.IdentifyRequest\x1a!.facegrid.api.v1.IdentifyResponse\x12I\n\x06Verify\x12\x1e.facegrid.api.v1.VerifyRequest\x1a\x1f.facegrid.api.v1.VerifyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,facegrid/api/v1/identification_service.proto\x12\x0f\x66\x61\x63\x65grid.api.v1\x1a\x1b\x66\x61\x63\x65grid/api/v1/types.proto\"\xad\x02\n\x0fIdentifyRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12(\n\x06probes\x18\x02 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors\x12\t\n\x01k\x18\x03 \x01(\r\x12\x16\n\tthreshold\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x19\n\x0c\x63overage_min\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12%\n\x05\x61\x66ter\x18\x06 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x1c\n\x0funconfirmed_max\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12)\n\x07profile\x18\x08 \x01(\x0e\x32\x18.facegrid.api.v1.ProfileB\x0c\n\n_thresholdB\x0f\n\r_coverage_minB\x12\n\x10_unconfirmed_max\"\xae\x01\n\x10IdentifyResponse\x12-\n\x05lists\x18\x01 \x03(\x0b\x32\x1e.facegrid.api.v1.CandidateList\x12+\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x19.facegrid.api.v1.Coverage\x12\x13\n\x0bmap_version\x18\x03 \x01(\x03\x12)\n\x07profile\x18\x04 \x01(\x0e\x32\x18.facegrid.api.v1.Profile\"n\n\x15IdentifyStreamRequest\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x31\n\x07request\x18\x02 \x01(\x0b\x32 .facegrid.api.v1.IdentifyRequest\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"\x97\x01\n\x16IdentifyStreamResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x35\n\x08response\x18\x02 \x01(\x0b\x32!.facegrid.api.v1.IdentifyResponseH\x00\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1a.facegrid.api.v1.CallErrorH\x00\x42\t\n\x07outcome\"\x9c\x01\n\rVerifyRequest\x12\x0f\n\x07gallery\x18\x01 \x01(\t\x12\x12\n\nsubject_id\x18\x02 \x01(\t\x12\'\n\x05probe\x18\x03 \x01(\x0b\x32\x18.facegrid.api.v1.Vectors\x12%\n\x05\x61\x66ter\x18\x04 \x01(\x0b\x32\x16.facegrid.api.v1.Token\x12\x16\n\x0e\x63onfirmed_only\x18\x05 \x01(\x08\"I\n\x0eVerifyResponse\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x13\n\x0btemplate_id\x18\x02 \x01(\t\x12\x13\n\x0bunconfirmed\x18\x03 \x01(\x08\x32\x9a\x02\n\x15IdentificationService\x12O\n\x08Identify\x12 .facegrid.api.v1.IdentifyRequest\x1a!.facegrid.api.v1.IdentifyResponse\x12\x65\n\x0eIdentifyStream\x12&.facegrid.api.v1.IdentifyStreamRequest\x1a\'.facegrid.api.v1.IdentifyStreamResponse(\x01\x30\x01\x12I\n\x06Verify\x12\x1e.facegrid.api.v1.VerifyRequest\x1a\x1f.facegrid.api.v1.VerifyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IDENTIFYREQUEST']._serialized_end=396
   _globals['_IDENTIFYRESPONSE']._serialized_start=399
   _globals['_IDENTIFYRESPONSE']._serialized_end=573
-  _globals['_VERIFYREQUEST']._serialized_start=576
-  _globals['_VERIFYREQUEST']._serialized_end=732
-  _globals['_VERIFYRESPONSE']._serialized_start=734
-  _globals['_VERIFYRESPONSE']._serialized_end=807
-  _globals['_IDENTIFICATIONSERVICE']._serialized_start=810
-  _globals['_IDENTIFICATIONSERVICE']._serialized_end=989
+  _globals['_IDENTIFYSTREAMREQUEST']._serialized_start=575
+  _globals['_IDENTIFYSTREAMREQUEST']._serialized_end=685
+  _globals['_IDENTIFYSTREAMRESPONSE']._serialized_start=688
+  _globals['_IDENTIFYSTREAMRESPONSE']._serialized_end=839
+  _globals['_VERIFYREQUEST']._serialized_start=842
+  _globals['_VERIFYREQUEST']._serialized_end=998
+  _globals['_VERIFYRESPONSE']._serialized_start=1000
+  _globals['_VERIFYRESPONSE']._serialized_end=1073
+  _globals['_IDENTIFICATIONSERVICE']._serialized_start=1076
+  _globals['_IDENTIFICATIONSERVICE']._serialized_end=1358
 # @@protoc_insertion_point(module_scope)

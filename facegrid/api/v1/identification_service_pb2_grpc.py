@@ -40,6 +40,11 @@ class IdentificationServiceStub:
                 request_serializer=facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyRequest.SerializeToString,
                 response_deserializer=facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyResponse.FromString,
                 _registered_method=True)
+        self.IdentifyStream = channel.stream_stream(
+                '/facegrid.api.v1.IdentificationService/IdentifyStream',
+                request_serializer=facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyStreamRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyStreamResponse.FromString,
+                _registered_method=True)
         self.Verify = channel.unary_unary(
                 '/facegrid.api.v1.IdentificationService/Verify',
                 request_serializer=facegrid_dot_api_dot_v1_dot_identification__service__pb2.VerifyRequest.SerializeToString,
@@ -63,6 +68,17 @@ class IdentificationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IdentifyStream(self, request_iterator, context):
+        """Identify for callers who ask often: one stream carries many requests at once, and takes caller
+        and router less time than a call for each. Each has a number, a time and an outcome of its own; they
+        are answered as they come to be ready, in any order. A failed request leaves the others alone. The stream
+        ends once the caller has closed its side and everything is answered; a router that stops answers
+        what it has read and ends it earlier, so what is left open then has to be asked again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Verify(self, request, context):
         """The score of one probe against the best template of one subject. Read-only.
         NOT_FOUND: no such gallery, or subject (metadata: unconfirmed, where the copy that answered could
@@ -79,6 +95,11 @@ def add_IdentificationServiceServicer_to_server(servicer, server):
                     servicer.Identify,
                     request_deserializer=facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyRequest.FromString,
                     response_serializer=facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyResponse.SerializeToString,
+            ),
+            'IdentifyStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.IdentifyStream,
+                    request_deserializer=facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyStreamRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyStreamResponse.SerializeToString,
             ),
             'Verify': grpc.unary_unary_rpc_method_handler(
                     servicer.Verify,
@@ -114,6 +135,33 @@ class IdentificationService:
             '/facegrid.api.v1.IdentificationService/Identify',
             facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyRequest.SerializeToString,
             facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IdentifyStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/facegrid.api.v1.IdentificationService/IdentifyStream',
+            facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyStreamRequest.SerializeToString,
+            facegrid_dot_api_dot_v1_dot_identification__service__pb2.IdentifyStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,13 @@ class IdentificationServiceStub:
     be confirmed (Coverage.unconfirmed_share) and the caller did not accept that. DEADLINE_EXCEEDED: the answer, or the
     position demanded by `after`, did not come in time.
     """
+    IdentifyStream: _grpc.StreamStreamMultiCallable[_identification_service_pb2.IdentifyStreamRequest, _identification_service_pb2.IdentifyStreamResponse]
+    """Identify for callers who ask often: one stream carries many requests at once, and takes caller
+    and router less time than a call for each. Each has a number, a time and an outcome of its own; they
+    are answered as they come to be ready, in any order. A failed request leaves the others alone. The stream
+    ends once the caller has closed its side and everything is answered; a router that stops answers
+    what it has read and ends it earlier, so what is left open then has to be asked again.
+    """
     Verify: _grpc.UnaryUnaryMultiCallable[_identification_service_pb2.VerifyRequest, _identification_service_pb2.VerifyResponse]
     """The score of one probe against the best template of one subject. Read-only.
     NOT_FOUND: no such gallery, or subject (metadata: unconfirmed, where the copy that answered could
@@ -59,6 +66,13 @@ class IdentificationServiceAsyncStub(IdentificationServiceStub):
     searched and the caller did not accept that; retry. UNAVAILABLE (UNCONFIRMED): a part could not
     be confirmed (Coverage.unconfirmed_share) and the caller did not accept that. DEADLINE_EXCEEDED: the answer, or the
     position demanded by `after`, did not come in time.
+    """
+    IdentifyStream: _aio.StreamStreamMultiCallable[_identification_service_pb2.IdentifyStreamRequest, _identification_service_pb2.IdentifyStreamResponse]  # type: ignore[assignment]
+    """Identify for callers who ask often: one stream carries many requests at once, and takes caller
+    and router less time than a call for each. Each has a number, a time and an outcome of its own; they
+    are answered as they come to be ready, in any order. A failed request leaves the others alone. The stream
+    ends once the caller has closed its side and everything is answered; a router that stops answers
+    what it has read and ends it earlier, so what is left open then has to be asked again.
     """
     Verify: _aio.UnaryUnaryMultiCallable[_identification_service_pb2.VerifyRequest, _identification_service_pb2.VerifyResponse]  # type: ignore[assignment]
     """The score of one probe against the best template of one subject. Read-only.
@@ -81,6 +95,19 @@ class IdentificationServiceServicer(metaclass=_abc_1.ABCMeta):
         searched and the caller did not accept that; retry. UNAVAILABLE (UNCONFIRMED): a part could not
         be confirmed (Coverage.unconfirmed_share) and the caller did not accept that. DEADLINE_EXCEEDED: the answer, or the
         position demanded by `after`, did not come in time.
+        """
+
+    @_abc_1.abstractmethod
+    def IdentifyStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_identification_service_pb2.IdentifyStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_identification_service_pb2.IdentifyStreamResponse], _abc.AsyncIterator[_identification_service_pb2.IdentifyStreamResponse]]:
+        """Identify for callers who ask often: one stream carries many requests at once, and takes caller
+        and router less time than a call for each. Each has a number, a time and an outcome of its own; they
+        are answered as they come to be ready, in any order. A failed request leaves the others alone. The stream
+        ends once the caller has closed its side and everything is answered; a router that stops answers
+        what it has read and ends it earlier, so what is left open then has to be asked again.
         """
 
     @_abc_1.abstractmethod

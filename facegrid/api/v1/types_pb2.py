@@ -24,37 +24,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61\x63\x65grid/api/v1/types.proto\x12\x0f\x66\x61\x63\x65grid.api.v1\"K\n\x07Vectors\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12%\n\x05\x64type\x18\x03 \x01(\x0e\x32\x16.facegrid.api.v1.Dtype\"\xd0\x01\n\x06\x45\x66\x66ort\x12\x0e\n\x06nprobe\x18\x01 \x01(\r\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\r\x12+\n\x05steps\x18\x03 \x03(\x0b\x32\x1c.facegrid.api.v1.Effort.Step\x12\x14\n\x0cmisses_count\x18\x04 \x01(\x03\x12\x16\n\x0e\x65xtra_fnir_max\x18\x05 \x01(\x01\x12\x15\n\rscanned_share\x18\x06 \x01(\x01\x12\x0e\n\x06proven\x18\x07 \x01(\x08\x1a%\n\x04Step\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x0e\n\x06nprobe\x18\x02 \x01(\r\"\x82\x03\n\x06Tuning\x12\x10\n\x08\x63odebook\x18\x01 \x01(\t\x12\r\n\x05nlist\x18\x02 \x01(\r\x12\x17\n\x0ftemplates_count\x18\x03 \x01(\x03\x12\x13\n\x0bmates_count\x18\x04 \x01(\x03\x12\x1a\n\x12pseudo_mates_count\x18\x05 \x01(\x03\x12\x16\n\x0enonmates_count\x18\x06 \x01(\x03\x12\x11\n\tthreshold\x18\x07 \x01(\x02\x12\x0c\n\x04\x66pir\x18\x08 \x01(\x01\x12\'\n\x06points\x18\t \x03(\x0b\x32\x17.facegrid.api.v1.Effort\x12+\n\nexhaustive\x18\n \x01(\x0b\x32\x17.facegrid.api.v1.Effort\x12)\n\x08\x62\x61lanced\x18\x0b \x01(\x0b\x32\x17.facegrid.api.v1.Effort\x12%\n\x04\x66\x61st\x18\x0c \x01(\x0b\x32\x17.facegrid.api.v1.Effort\x12\x15\n\rtuned_unix_ms\x18\r \x01(\x03\x12\x15\n\rmiss_rate_max\x18\x0e \x01(\x01\"\xdc\x02\n\x07Gallery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x11\n\textractor\x18\x04 \x01(\t\x12\x14\n\x0cshards_count\x18\x05 \x01(\r\x12\x16\n\x0ereplicas_count\x18\x06 \x01(\r\x12 \n\x18train_at_templates_count\x18\x07 \x01(\x03\x12\x10\n\x08\x63odebook\x18\x08 \x01(\t\x12\x1c\n\x0ftemplates_count\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0f\x63reated_unix_ms\x18\n \x01(\x03\x12)\n\x07profile\x18\x0b \x01(\x0e\x32\x18.facegrid.api.v1.Profile\x12\x15\n\rmiss_rate_max\x18\x0c \x01(\x01\x12\'\n\x06tuning\x18\r \x01(\x0b\x32\x17.facegrid.api.v1.TuningB\x12\n\x10_templates_count\"k\n\x05Token\x12\x32\n\tpositions\x18\x01 \x03(\x0b\x32\x1f.facegrid.api.v1.Token.Position\x1a.\n\x08Position\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\"Q\n\tCandidate\x12\x12\n\nsubject_id\x18\x01 \x01(\t\x12\x13\n\x0btemplate_id\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0c\n\x04rank\x18\x04 \x01(\r\"?\n\rCandidateList\x12.\n\ncandidates\x18\x01 \x03(\x0b\x32\x1a.facegrid.api.v1.Candidate\"\xef\x01\n\x08\x43overage\x12\r\n\x05share\x18\x01 \x01(\x01\x12\x1d\n\x15shards_answered_count\x18\x02 \x01(\r\x12\x14\n\x0cshards_count\x18\x03 \x01(\r\x12\x30\n\x07missing\x18\x04 \x03(\x0b\x32\x1f.facegrid.api.v1.Coverage.Range\x12\x19\n\x11unconfirmed_share\x18\x05 \x01(\x01\x12\x1a\n\rscanned_share\x18\x06 \x01(\x01H\x00\x88\x01\x01\x1a$\n\x05Range\x12\r\n\x05\x66irst\x18\x01 \x01(\x06\x12\x0c\n\x04last\x18\x02 \x01(\x06\x42\x10\n\x0e_scanned_share*D\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02*b\n\x07Profile\x12\x17\n\x13PROFILE_UNSPECIFIED\x10\x00\x12\x16\n\x12PROFILE_EXHAUSTIVE\x10\x01\x12\x14\n\x10PROFILE_BALANCED\x10\x02\x12\x10\n\x0cPROFILE_FAST\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66\x61\x63\x65grid/api/v1/types.proto\x12\x0f\x66\x61\x63\x65grid.api.v1\"\xa7\x01\n\tCallError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12:\n\x08metadata\x18\x04 \x03(\x0b\x32(.facegrid.api.v1.CallError.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x07Vectors\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12%\n\x05\x64type\x18\x03 \x01(\x0e\x32\x16.facegrid.api.v1.Dtype\"\xd0\x01\n\x06\x45\x66\x66ort\x12\x0e\n\x06nprobe\x18\x01 \x01(\r\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\r\x12+\n\x05steps\x18\x03 \x03(\x0b\x32\x1c.facegrid.api.v1.Effort.Step\x12\x14\n\x0cmisses_count\x18\x04 \x01(\x03\x12\x16\n\x0e\x65xtra_fnir_max\x18\x05 \x01(\x01\x12\x15\n\rscanned_share\x18\x06 \x01(\x01\x12\x0e\n\x06proven\x18\x07 \x01(\x08\x1a%\n\x04Step\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x0e\n\x06nprobe\x18\x02 \x01(\r\"\x82\x03\n\x06Tuning\x12\x10\n\x08\x63odebook\x18\x01 \x01(\t\x12\r\n\x05nlist\x18\x02 \x01(\r\x12\x17\n\x0ftemplates_count\x18\x03 \x01(\x03\x12\x13\n\x0bmates_count\x18\x04 \x01(\x03\x12\x1a\n\x12pseudo_mates_count\x18\x05 \x01(\x03\x12\x16\n\x0enonmates_count\x18\x06 \x01(\x03\x12\x11\n\tthreshold\x18\x07 \x01(\x02\x12\x0c\n\x04\x66pir\x18\x08 \x01(\x01\x12\'\n\x06points\x18\t \x03(\x0b\x32\x17.facegrid.api.v1.Effort\x12+\n\nexhaustive\x18\n \x01(\x0b\x32\x17.facegrid.api.v1.Effort\x12)\n\x08\x62\x61lanced\x18\x0b \x01(\x0b\x32\x17.facegrid.api.v1.Effort\x12%\n\x04\x66\x61st\x18\x0c \x01(\x0b\x32\x17.facegrid.api.v1.Effort\x12\x15\n\rtuned_unix_ms\x18\r \x01(\x03\x12\x15\n\rmiss_rate_max\x18\x0e \x01(\x01\"\xdc\x02\n\x07Gallery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\r\x12\x11\n\textractor\x18\x04 \x01(\t\x12\x14\n\x0cshards_count\x18\x05 \x01(\r\x12\x16\n\x0ereplicas_count\x18\x06 \x01(\r\x12 \n\x18train_at_templates_count\x18\x07 \x01(\x03\x12\x10\n\x08\x63odebook\x18\x08 \x01(\t\x12\x1c\n\x0ftemplates_count\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0f\x63reated_unix_ms\x18\n \x01(\x03\x12)\n\x07profile\x18\x0b \x01(\x0e\x32\x18.facegrid.api.v1.Profile\x12\x15\n\rmiss_rate_max\x18\x0c \x01(\x01\x12\'\n\x06tuning\x18\r \x01(\x0b\x32\x17.facegrid.api.v1.TuningB\x12\n\x10_templates_count\"k\n\x05Token\x12\x32\n\tpositions\x18\x01 \x03(\x0b\x32\x1f.facegrid.api.v1.Token.Position\x1a.\n\x08Position\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\"Q\n\tCandidate\x12\x12\n\nsubject_id\x18\x01 \x01(\t\x12\x13\n\x0btemplate_id\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0c\n\x04rank\x18\x04 \x01(\r\"?\n\rCandidateList\x12.\n\ncandidates\x18\x01 \x03(\x0b\x32\x1a.facegrid.api.v1.Candidate\"\xef\x01\n\x08\x43overage\x12\r\n\x05share\x18\x01 \x01(\x01\x12\x1d\n\x15shards_answered_count\x18\x02 \x01(\r\x12\x14\n\x0cshards_count\x18\x03 \x01(\r\x12\x30\n\x07missing\x18\x04 \x03(\x0b\x32\x1f.facegrid.api.v1.Coverage.Range\x12\x19\n\x11unconfirmed_share\x18\x05 \x01(\x01\x12\x1a\n\rscanned_share\x18\x06 \x01(\x01H\x00\x88\x01\x01\x1a$\n\x05Range\x12\r\n\x05\x66irst\x18\x01 \x01(\x06\x12\x0c\n\x04last\x18\x02 \x01(\x06\x42\x10\n\x0e_scanned_share*D\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02*b\n\x07Profile\x12\x17\n\x13PROFILE_UNSPECIFIED\x10\x00\x12\x16\n\x12PROFILE_EXHAUSTIVE\x10\x01\x12\x14\n\x10PROFILE_BALANCED\x10\x02\x12\x10\n\x0cPROFILE_FAST\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'facegrid.api.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=1575
-  _globals['_DTYPE']._serialized_end=1643
-  _globals['_PROFILE']._serialized_start=1645
-  _globals['_PROFILE']._serialized_end=1743
-  _globals['_VECTORS']._serialized_start=48
-  _globals['_VECTORS']._serialized_end=123
-  _globals['_EFFORT']._serialized_start=126
-  _globals['_EFFORT']._serialized_end=334
-  _globals['_EFFORT_STEP']._serialized_start=297
-  _globals['_EFFORT_STEP']._serialized_end=334
-  _globals['_TUNING']._serialized_start=337
-  _globals['_TUNING']._serialized_end=723
-  _globals['_GALLERY']._serialized_start=726
-  _globals['_GALLERY']._serialized_end=1074
-  _globals['_TOKEN']._serialized_start=1076
-  _globals['_TOKEN']._serialized_end=1183
-  _globals['_TOKEN_POSITION']._serialized_start=1137
-  _globals['_TOKEN_POSITION']._serialized_end=1183
-  _globals['_CANDIDATE']._serialized_start=1185
-  _globals['_CANDIDATE']._serialized_end=1266
-  _globals['_CANDIDATELIST']._serialized_start=1268
-  _globals['_CANDIDATELIST']._serialized_end=1331
-  _globals['_COVERAGE']._serialized_start=1334
-  _globals['_COVERAGE']._serialized_end=1573
-  _globals['_COVERAGE_RANGE']._serialized_start=1519
-  _globals['_COVERAGE_RANGE']._serialized_end=1555
+  _globals['_CALLERROR_METADATAENTRY']._loaded_options = None
+  _globals['_CALLERROR_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_DTYPE']._serialized_start=1745
+  _globals['_DTYPE']._serialized_end=1813
+  _globals['_PROFILE']._serialized_start=1815
+  _globals['_PROFILE']._serialized_end=1913
+  _globals['_CALLERROR']._serialized_start=49
+  _globals['_CALLERROR']._serialized_end=216
+  _globals['_CALLERROR_METADATAENTRY']._serialized_start=169
+  _globals['_CALLERROR_METADATAENTRY']._serialized_end=216
+  _globals['_VECTORS']._serialized_start=218
+  _globals['_VECTORS']._serialized_end=293
+  _globals['_EFFORT']._serialized_start=296
+  _globals['_EFFORT']._serialized_end=504
+  _globals['_EFFORT_STEP']._serialized_start=467
+  _globals['_EFFORT_STEP']._serialized_end=504
+  _globals['_TUNING']._serialized_start=507
+  _globals['_TUNING']._serialized_end=893
+  _globals['_GALLERY']._serialized_start=896
+  _globals['_GALLERY']._serialized_end=1244
+  _globals['_TOKEN']._serialized_start=1246
+  _globals['_TOKEN']._serialized_end=1353
+  _globals['_TOKEN_POSITION']._serialized_start=1307
+  _globals['_TOKEN_POSITION']._serialized_end=1353
+  _globals['_CANDIDATE']._serialized_start=1355
+  _globals['_CANDIDATE']._serialized_end=1436
+  _globals['_CANDIDATELIST']._serialized_start=1438
+  _globals['_CANDIDATELIST']._serialized_end=1501
+  _globals['_COVERAGE']._serialized_start=1504
+  _globals['_COVERAGE']._serialized_end=1743
+  _globals['_COVERAGE_RANGE']._serialized_start=1689
+  _globals['_COVERAGE_RANGE']._serialized_end=1725
 # @@protoc_insertion_point(module_scope)

@@ -68,6 +68,11 @@ class ShardServiceStub:
                 request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchRequest.SerializeToString,
                 response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.SearchStream = channel.stream_stream(
+                '/facegrid.api.shard.v1.ShardService/SearchStream',
+                request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchStreamRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchStreamResponse.FromString,
+                _registered_method=True)
         self.Compare = channel.unary_unary(
                 '/facegrid.api.shard.v1.ShardService/Compare',
                 request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.CompareRequest.SerializeToString,
@@ -174,6 +179,13 @@ class ShardServiceServicer:
 
     def Search(self, request, context):
         """Searches several shards of one gallery, at one version of the map. Read-only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchStream(self, request_iterator, context):
+        """Search, many at once over one stream; see IdentifyStream of facegrid.api.v1. Read-only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -297,6 +309,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchRequest.FromString,
                     response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchResponse.SerializeToString,
+            ),
+            'SearchStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SearchStream,
+                    request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchStreamRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchStreamResponse.SerializeToString,
             ),
             'Compare': grpc.unary_unary_rpc_method_handler(
                     servicer.Compare,
@@ -498,6 +515,33 @@ class ShardService:
             '/facegrid.api.shard.v1.ShardService/Search',
             facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchRequest.SerializeToString,
             facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/facegrid.api.shard.v1.ShardService/SearchStream',
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchStreamRequest.SerializeToString,
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.SearchStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

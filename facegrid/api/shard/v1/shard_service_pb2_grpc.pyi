@@ -62,6 +62,8 @@ class ShardServiceStub:
     """
     Search: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.SearchRequest, _shard_service_pb2.SearchResponse]
     """Searches several shards of one gallery, at one version of the map. Read-only."""
+    SearchStream: _grpc.StreamStreamMultiCallable[_shard_service_pb2.SearchStreamRequest, _shard_service_pb2.SearchStreamResponse]
+    """Search, many at once over one stream; see IdentifyStream of facegrid.api.v1. Read-only."""
     Compare: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.CompareRequest, _shard_service_pb2.CompareResponse]
     """Scores one probe against one subject. Read-only. NOT_FOUND (SUBJECT_UNKNOWN;
     metadata: unconfirmed, see Trust).
@@ -141,6 +143,8 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """
     Search: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.SearchRequest, _shard_service_pb2.SearchResponse]  # type: ignore[assignment]
     """Searches several shards of one gallery, at one version of the map. Read-only."""
+    SearchStream: _aio.StreamStreamMultiCallable[_shard_service_pb2.SearchStreamRequest, _shard_service_pb2.SearchStreamResponse]  # type: ignore[assignment]
+    """Search, many at once over one stream; see IdentifyStream of facegrid.api.v1. Read-only."""
     Compare: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.CompareRequest, _shard_service_pb2.CompareResponse]  # type: ignore[assignment]
     """Scores one probe against one subject. Read-only. NOT_FOUND (SUBJECT_UNKNOWN;
     metadata: unconfirmed, see Trust).
@@ -247,6 +251,14 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_shard_service_pb2.SearchResponse, _abc.Awaitable[_shard_service_pb2.SearchResponse]]:
         """Searches several shards of one gallery, at one version of the map. Read-only."""
+
+    @_abc_1.abstractmethod
+    def SearchStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_shard_service_pb2.SearchStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_shard_service_pb2.SearchStreamResponse], _abc.AsyncIterator[_shard_service_pb2.SearchStreamResponse]]:
+        """Search, many at once over one stream; see IdentifyStream of facegrid.api.v1. Read-only."""
 
     @_abc_1.abstractmethod
     def Compare(

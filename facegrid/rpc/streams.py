@@ -1,0 +1,156 @@
+"""Serves streams that carry many requests, each with a number, a time and an outcome of its own.
+
+A message of a stream takes Python a fraction of what a call takes (`python -m bench.hop`), so who
+asks often uses one. What a call would bring along is made here: a deadline for each request,
+cancellation, a status, an entry in the journal under the name of the method that serves one.
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import Any, Final
+
+import grpc.aio
+from google.protobuf.message import Message
+
+from facegrid import limits
+from facegrid.errors import DeadlineError, InvalidError
+from facegrid.rpc.context import CallContext
+from facegrid.rpc.journal import Journal
+from facegrid.rpc.status import to_call_error
+
+AT_ONCE_MAX: Final = 1024
+"""Requests of one stream that are served at once; further ones are not read before one is done."""
+
+# Each service has messages of its own for this, with the same fields: number, request and
+# timeout_ms one way, number, response and error the other.
+Frame = Any
+Context = grpc.aio.ServicerContext[Any, Any]
+Handle = Callable[[Any, CallContext], Awaitable[Message]]
+
+
+class Streams:
+    """All streams of one server.
+
+    Args:
+        journal: told of every request.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._open: set[_Stream] = set()
+        self._ending = False
+
+    async def serve(
+        self,
+        frames: AsyncIterable[Frame],
+        context: Context,
+        *,
+        method: str,
+        frame: Callable[..., Frame],
+        handle: Handle,
+    ) -> None:
+        """Serve one stream to its end.
+
+        Args:
+            frames: what comes in.
+            context: of the call that the stream is.
+            method: full name of the method that serves one request, for the journal.
+            frame: the message that goes out.
+            handle: serves one request; raises FacegridError for what the caller is to know.
+
+        Raises:
+            InvalidError: a message is too large or cannot be decoded; it ends the stream.
+        """
+        if self._ending:
+            return
+        stream = _Stream(self._journal, context, method, frame=frame, handle=handle)
+        self._open.add(stream)
+        try:
+            await stream.run(frames)
+        finally:
+            self._open.discard(stream)
+
+    def end(self) -> None:
+        """Read no more requests; streams end once those that were read are answered."""
+        self._ending = True
+        for stream in self._open:
+            stream.end()
+
+
+class _Stream:
+    """One stream."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        context: Context,
+        method: str,
+        *,
+        frame: Callable[..., Frame],
+        handle: Handle,
+    ) -> None:
+        self._journal = journal
+        self._context = context
+        self._caller = context.peer()
+        self._method = method
+        self._frame = frame
+        self._handle = handle
+        self._room = asyncio.Semaphore(AT_ONCE_MAX)
+        self._writing = asyncio.Lock()
+        self._served: dict[int, asyncio.Task[None]] = {}
+        self._reading: asyncio.Task[None] | None = None
+
+    async def run(self, frames: AsyncIterable[Frame]) -> None:
+        """Answer until the caller has closed its side, or `end`."""
+        async with asyncio.TaskGroup() as tasks:
+            self._reading = tasks.create_task(self._read(frames, tasks))
+
+    def end(self) -> None:
+        """Read nothing more."""
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def _read(self, frames: AsyncIterable[Frame], tasks: asyncio.TaskGroup) -> None:
+        async for frame in frames:
+            if frame.HasField("request"):
+                await self._room.acquire()
+                serving = tasks.create_task(self._serve(frame))
+                # Not in the task: who is given up before it has begun never comes to its end.
+                serving.add_done_callback(lambda _: self._room.release())
+                self._served[frame.number] = serving
+            elif frame.number in self._served:
+                self._served.pop(frame.number).cancel()
+
+    async def _serve(self, frame: Frame) -> None:
+        """Serve one request. Once its answer is written it cannot be given up any more: gRPC does
+        not take half of a message back.
+        """
+        try:
+            answer = await self._answer(frame)
+        finally:
+            self._served.pop(frame.number, None)
+        async with self._writing:
+            await self._context.write(answer)
+
+    async def _answer(self, frame: Frame) -> Frame:
+        with self._journal.entry(self._method, self._caller) as entry:
+            try:
+                response = await self._in_time(frame)
+            except Exception as error:  # noqa: BLE001 - whatever escapes a handler ends here
+                return self._frame(number=frame.number, error=to_call_error(entry.failed(error)))
+            entry.code = "OK"
+            return self._frame(number=frame.number, response=response)
+
+    async def _in_time(self, frame: Frame) -> Message:
+        if frame.timeout_ms == 0:
+            raise InvalidError("the request has no timeout_ms", reason="DEADLINE_MISSING")
+        timeout_s = min(frame.timeout_ms / 1000, limits.DEADLINE_S_MAX)
+        call = CallContext(self._method, self._caller, self._journal.clock.now_s() + timeout_s)
+        limit = asyncio.timeout(timeout_s)
+        try:
+            async with limit:
+                return await self._handle(frame.request, call)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineError("the time given for the request is over") from None
