@@ -425,6 +425,7 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close the connections; calls in flight end as UnavailableError. Idempotent."""
+        self._caller.refuse()
         await self._identifying.aclose()
         await self._caller.aclose()
 

@@ -141,7 +141,11 @@ class Caller:
                 raise closed_error() from None
             raise
 
+    def refuse(self) -> None:
+        """Call nobody any more; calls in flight go on."""
+        self._closed = True
+
     async def aclose(self) -> None:
         """Close the channels; calls in flight end as UnavailableError. Idempotent."""
-        self._closed = True
+        self.refuse()
         await self._pool.aclose()

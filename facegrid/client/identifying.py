@@ -40,6 +40,6 @@ class Identifying:
         return asker
 
     async def aclose(self) -> None:
-        """End the streams, before the channels; questions in flight hear so. Idempotent."""
-        for asker in self._askers.values():
+        """End the streams, once the caller refuses; questions in flight hear so. Idempotent."""
+        for asker in [*self._askers.values()]:
             await asker.aclose()

@@ -7,22 +7,27 @@ cancellation, a status, an entry in the journal under the name of the method tha
 
 import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc.aio
 from google.protobuf.message import Message
 
 from facegrid import limits
-from facegrid.errors import DeadlineError, InvalidError
+from facegrid.errors import DeadlineError, InvalidError, OverloadedError, UnavailableError
 from facegrid.rpc.context import CallContext
 from facegrid.rpc.journal import Journal
 from facegrid.rpc.status import to_call_error
 
 AT_ONCE_MAX: Final = 1024
-"""Requests of one stream that are served at once; further ones are not read before one is done."""
+"""Requests of one stream that are served at once, with those whose answers wait to be read."""
+REQUESTS_MAX: Final = 4096
+"""The same of all streams of a server together."""
+ENDING: Final = "STREAM_ENDS"
+"""Reason of a refusal by a server that stops: nothing was done."""
 
 # Each service has messages of its own for this, with the same fields: number, request and
-# timeout_ms one way, number, response and error the other.
+# timeout_ms one way, number and either response or error the other.
 Frame = Any
 Context = grpc.aio.ServicerContext[Any, Any]
 Handle = Callable[[Any, CallContext], Awaitable[Message]]
@@ -39,6 +44,8 @@ class Streams:
         self._journal = journal
         self._open: set[_Stream] = set()
         self._ending = False
+        self.requests_count = 0
+        """Requests that are served."""
 
     async def serve(
         self,
@@ -63,7 +70,7 @@ class Streams:
         """
         if self._ending:
             return
-        stream = _Stream(self._journal, context, method, frame=frame, handle=handle)
+        stream = _Stream(self, self._journal, context, method, frame=frame, handle=handle)
         self._open.add(stream)
         try:
             await stream.run(frames)
@@ -71,17 +78,18 @@ class Streams:
             self._open.discard(stream)
 
     def end(self) -> None:
-        """Read no more requests; streams end once those that were read are answered."""
+        """Refuse what comes from now on; streams end once all else is answered."""
         self._ending = True
         for stream in self._open:
             stream.end()
 
 
 class _Stream:
-    """One stream."""
+    """One stream. What comes in is always read at once, so that whoever gives up is heard."""
 
     def __init__(
         self,
+        streams: Streams,
         journal: Journal,
         context: Context,
         method: str,
@@ -89,15 +97,19 @@ class _Stream:
         frame: Callable[..., Frame],
         handle: Handle,
     ) -> None:
+        self._streams = streams
         self._journal = journal
         self._context = context
         self._caller = context.peer()
         self._method = method
         self._frame = frame
         self._handle = handle
-        self._room = asyncio.Semaphore(AT_ONCE_MAX)
         self._writing = asyncio.Lock()
-        self._served: dict[int, asyncio.Task[None]] = {}
+        self._working: dict[int, asyncio.Task[None]] = {}
+        """Requests that can still be given up."""
+        self._open_count = 0
+        """Requests whose answers are not written yet."""
+        self._ending = False
         self._reading: asyncio.Task[None] | None = None
 
     async def run(self, frames: AsyncIterable[Frame]) -> None:
@@ -106,42 +118,72 @@ class _Stream:
             self._reading = tasks.create_task(self._read(frames, tasks))
 
     def end(self) -> None:
-        """Read nothing more."""
-        if self._reading is not None:
+        """Refuse what comes, and read no more once all is answered."""
+        self._ending = True
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self._ending and not self._open_count and self._reading is not None:
             self._reading.cancel()
 
     async def _read(self, frames: AsyncIterable[Frame], tasks: asyncio.TaskGroup) -> None:
         async for frame in frames:
+            working = self._working.get(frame.number)
             if frame.HasField("request"):
-                await self._room.acquire()
-                serving = tasks.create_task(self._serve(frame))
+                self._count(1)
+                task = tasks.create_task(self._serve(frame, self._refusal()))
                 # Not in the task: who is given up before it has begun never comes to its end.
-                serving.add_done_callback(lambda _: self._room.release())
-                self._served[frame.number] = serving
-            elif frame.number in self._served:
-                self._served.pop(frame.number).cancel()
+                task.add_done_callback(lambda _: self._count(-1))
+                self._working[frame.number] = task
+            elif working is not None:
+                del self._working[frame.number]
+                working.cancel()
 
-    async def _serve(self, frame: Frame) -> None:
-        """Serve one request. Once its answer is written it cannot be given up any more: gRPC does
-        not take half of a message back.
+    def _count(self, step: int) -> None:
+        self._open_count += step
+        self._streams.requests_count += step
+        self._end_if_idle()
+
+    def _refusal(self) -> UnavailableError | OverloadedError | None:
+        """Return why a request is not served, if it is not."""
+        if self._ending:
+            return UnavailableError("the server stops; ask another one", reason=ENDING)
+        for count, most in (
+            (self._open_count, AT_ONCE_MAX),
+            (self._streams.requests_count, REQUESTS_MAX),
+        ):
+            if count > most:
+                return OverloadedError(
+                    f"too many requests are served limit={most}", reason="REQUESTS", limit=most
+                )
+        return None
+
+    async def _serve(self, frame: Frame, refusal: Exception | None) -> None:
+        """Serve or refuse one request. Once its answer is written it cannot be given up any more:
+        gRPC does not take half of a message back.
         """
         try:
-            answer = await self._answer(frame)
+            answer = await self._answer(frame, refusal)
         finally:
-            self._served.pop(frame.number, None)
-        async with self._writing:
-            await self._context.write(answer)
+            if self._working.get(frame.number) is asyncio.current_task():
+                del self._working[frame.number]
+        # Where the caller is gone nobody is left to hear; gRPC ends the stream then.
+        with suppress(grpc.aio.InternalError):
+            async with self._writing:
+                await self._context.write(answer)
 
-    async def _answer(self, frame: Frame) -> Frame:
+    async def _answer(self, frame: Frame, refusal: Exception | None) -> Frame:
         with self._journal.entry(self._method, self._caller) as entry:
             try:
-                response = await self._in_time(frame)
+                response = await self._in_time(frame, refusal)
             except Exception as error:  # noqa: BLE001 - whatever escapes a handler ends here
                 return self._frame(number=frame.number, error=to_call_error(entry.failed(error)))
             entry.code = "OK"
             return self._frame(number=frame.number, response=response)
 
-    async def _in_time(self, frame: Frame) -> Message:
+    async def _in_time(self, frame: Frame, refusal: Exception | None) -> Message:
+        if refusal is not None:
+            raise refusal
         if frame.timeout_ms == 0:
             raise InvalidError("the request has no timeout_ms", reason="DEADLINE_MISSING")
         timeout_s = min(frame.timeout_ms / 1000, limits.DEADLINE_S_MAX)
@@ -154,3 +196,9 @@ class _Stream:
             if not limit.expired():
                 raise
             raise DeadlineError("the time given for the request is over") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Something that the handler waited for was, not the request.
+            raise UnavailableError("the work was broken off", reason="TRANSPORT") from None

@@ -88,6 +88,8 @@ class NodePool:
         self._clock = clock
         self._stubs: dict[str, ShardServiceAsyncStub] = {}
         self._searchers: dict[str, Searching] = {}
+        self._retired: list[Searching] = []
+        """Whose streams have not ended yet."""
         self._loads: dict[NodeId, NodeLoad] = {}
         self._timed_s: dict[NodeId, float] = {}
         self._failing: dict[NodeId, _Failing] = {}
@@ -160,7 +162,10 @@ class NodePool:
             # Whoever holds one may go on with it as long as its connection is there.
             del self._stubs[address]
         for address in self._searchers.keys() - set(addresses):
-            self._searchers.pop(address).retire()
+            searcher = self._searchers.pop(address)
+            searcher.retire()
+            self._retired.append(searcher)
+        self._retired = [one for one in self._retired if not one.idle]
         await self._channels.keep(addresses)
 
     async def call(
@@ -278,8 +283,7 @@ class NodePool:
 
     async def aclose(self) -> None:
         """End the streams to nodes; before the channels are closed."""
-        searchers, self._searchers = self._searchers, {}
-        for searcher in searchers.values():
+        for searcher in (*self._searchers.values(), *self._retired):
             await searcher.aclose()
 
     def _stub(self, address: str) -> "ShardServiceAsyncStub":

@@ -1,23 +1,17 @@
 """Many requests over one stream: a real server at one end, a StreamCaller at the other."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-import structlog
-from typing_extensions import override
 
 from facegrid.api.v1 import identification_service_pb2 as pb
 from facegrid.api.v1.identification_service_pb2_grpc import (
-    IdentificationServiceServicer,
     IdentificationServiceStub,
-    add_IdentificationServiceServicer_to_server,
 )
 from facegrid.clock import SystemClock
 from facegrid.errors import (
@@ -25,139 +19,21 @@ from facegrid.errors import (
     DeadlineError,
     FacegridError,
     InvalidError,
+    OverloadedError,
     UnavailableError,
 )
 from facegrid.rpc import stream_caller, streams
 from facegrid.rpc.channel import open_channel
-from facegrid.rpc.context import CallContext
-from facegrid.rpc.server import RpcServer
 from facegrid.rpc.status import from_call_error, to_call_error
 from facegrid.rpc.stream_caller import Methods, StreamCaller
-from facegrid.testing.manual_clock import ManualClock
 from facegrid.wire import to_wire_vectors
-
-METHOD = "/test.Service/Identify"
-LONG_S = 20.0
-SHORT_S = 0.05
-
-
-@dataclass
-class Service(IdentificationServiceServicer):
-    """Answers with the k that was asked for, as the version of the map; what it does before is
-    said by the gallery's name.
-    """
-
-    rpc: RpcServer
-    knows_streams: bool = True
-    begun: list[int] = field(default_factory=list)
-    ended: Counter[str] = field(default_factory=Counter)
-    gates: dict[int, asyncio.Event] = field(default_factory=dict)
-    calls: Counter[str] = field(default_factory=Counter)
-
-    async def handle(self, request: pb.IdentifyRequest, call: CallContext) -> pb.IdentifyResponse:
-        self.begun.append(request.k)
-        gate = self.gates.setdefault(request.k, asyncio.Event())
-        try:
-            if request.gallery == "wait":
-                await gate.wait()
-            if request.gallery == "refuse":
-                raise InvalidError("wrong row=3", reason="ROW_WRONG", row=3, field="probes")
-            if request.gallery == "break":
-                raise ZeroDivisionError
-            assert call.remaining_s(SystemClock()) <= LONG_S
-        except asyncio.CancelledError:
-            self.ended["cancelled"] += 1
-            raise
-        return pb.IdentifyResponse(map_version=request.k)
-
-    @override
-    async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyResponse:
-        self.calls["alone"] += 1
-        return await self.handle(request, CallContext("", "", SystemClock().now_s() + 1))
-
-    @override
-    async def IdentifyStream(  # type: ignore[override]  # as the real one
-        self, request_iterator: AsyncIterator[pb.IdentifyStreamRequest], context: Any
-    ) -> None:
-        if not self.knows_streams:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "never heard of it")
-        self.calls["streams"] += 1
-        await self.rpc.streams.serve(
-            request_iterator,
-            context,
-            method=METHOD,
-            frame=pb.IdentifyStreamResponse,
-            handle=self.handle,
-        )
-
-    async def until(self, *ks: int) -> None:
-        """Wait until these were begun."""
-        await until(lambda: set(ks) <= set(self.begun))
-
-
-@dataclass
-class World:
-    """Both ends."""
-
-    service: Service
-    caller: StreamCaller[pb.IdentifyRequest, pb.IdentifyResponse]
-    clock: ManualClock
-    observed: list[tuple[str, str, str]]
-    address: str
-
-    async def ask(self, k: int, gallery: str = "g", timeout_s: float = LONG_S) -> int:
-        request = pb.IdentifyRequest(gallery=gallery, k=k)
-        return int((await self.caller.call(request, timeout_s=timeout_s)).map_version)
-
-    def start(self, k: int, gallery: str = "wait") -> "asyncio.Task[int]":
-        return asyncio.get_running_loop().create_task(self.ask(k, gallery))
-
-
-@asynccontextmanager
-async def made() -> AsyncIterator[World]:
-    observed: list[tuple[str, str, str]] = []
-    clock = ManualClock()
-    rpc = RpcServer(
-        SystemClock(),
-        structlog.get_logger().bind(),
-        dev=False,
-        observe=lambda method, code, reason, _: observed.append((method, code, reason)),
-    )
-    service = Service(rpc)
-    add_IdentificationServiceServicer_to_server(service, rpc.server)
-    address = f"127.0.0.1:{await rpc.start('127.0.0.1:0')}"
-    channel = open_channel(address)
-    stub = IdentificationServiceStub(channel)
-    caller: Any = StreamCaller(
-        Methods(stub.Identify, stub.IdentifyStream, pb.IdentifyStreamRequest), clock
-    )
-    try:
-        yield World(service, caller, clock, observed, address)
-    finally:
-        await caller.aclose()
-        await channel.close()
-        await rpc.stop(0)
+from tests.fakes.stream_world import LONG_S, METHOD, SHORT_S, World, made, refusal, until
 
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     async with made() as one:
         yield one
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let everybody else run until something is so, for less long than any request may take."""
-    async with asyncio.timeout(LONG_S / 4):
-        while not condition():
-            await SystemClock().sleep(0.001)
-
-
-async def refusal(work: Awaitable[object]) -> FacegridError:
-    try:
-        await work
-    except FacegridError as error:
-        return error
-    raise AssertionError("nothing was refused")
 
 
 async def test_requests_share_one_stream_and_are_answered_as_they_are_ready(world: World) -> None:
@@ -238,89 +114,50 @@ async def test_a_server_that_knows_no_streams_is_called_one_by_one_for_a_while(
     assert world.service.calls == {"alone": 2, "streams": 1}
 
 
-async def test_large_requests_get_a_call_of_their_own(world: World) -> None:
-    request = pb.IdentifyRequest(gallery="g", k=1)
-    request.probes.CopyFrom(to_wire_vectors(np.ones((33, 512), np.float32)))
-    assert request.ByteSize() > stream_caller.BYTES_MAX
+@pytest.mark.parametrize(
+    ("rows", "dim", "k", "way"),
+    [
+        (16, 512, 10, "streams"),
+        (1, 512, 2048, "streams"),
+        (33, 512, 10, "alone"),
+        (64, 128, 2048, "alone"),
+    ],
+)
+async def test_large_requests_and_answers_get_calls_of_their_own(
+    world: World, rows: int, dim: int, k: int, way: str
+) -> None:
+    request = pb.IdentifyRequest(gallery="g", k=k)
+    request.probes.CopyFrom(to_wire_vectors(np.ones((rows, dim), np.float32)))
     await world.caller.call(request, timeout_s=LONG_S)
 
-    assert world.service.calls == {"alone": 1}
+    assert world.service.calls == {way: 1}
 
 
-async def test_a_server_that_stops_answers_what_it_has_read(world: World) -> None:
-    """1. it serves one; 2. it ends its streams; 3. that one is answered, others ask anew."""
-    slow = world.start(1)
-    await world.service.until(1)
-    world.service.rpc.streams.end()
-    late = world.start(2, "g")
-    world.service.gates[1].set()
+@pytest.mark.parametrize(
+    ("limit", "reason"), [("AT_ONCE_MAX", "REQUESTS"), ("REQUESTS_MAX", "REQUESTS")]
+)
+async def test_too_many_requests_are_refused_and_giving_up_is_still_heard(
+    world: World, monkeypatch: pytest.MonkeyPatch, limit: str, reason: str
+) -> None:
+    """1. two are served; 2. a third is refused; 3. one of the two is given up, behind the third;
+    4. there is room.
+    """
+    monkeypatch.setattr(streams, limit, 2)
+    tasks = [world.start(k) for k in (1, 2)]
+    await world.service.until(1, 2)
+    refused = await refusal(world.ask(3))
+    tasks[0].cancel()
+    await until(lambda: world.service.ended["cancelled"] == 1)
 
-    assert await slow == 1
-    assert await late == 2
-    assert world.service.calls == {"streams": 1, "alone": 1}
-    assert await world.ask(3) == 3
-    assert world.service.begun.count(3) == 1
-
-
-async def test_a_server_that_dies_is_told_as_unreachable(world: World) -> None:
-    slow = world.start(1)
-    await world.service.until(1)
-    await world.service.rpc.server.stop(0)
-    error = await refusal(slow)
-
-    assert isinstance(error, UnavailableError)
-    assert error.reason == "TRANSPORT"
-    assert isinstance(await refusal(world.ask(2)), UnavailableError)
-
-
-async def test_a_stream_is_renewed_before_its_time_is_over(world: World) -> None:
-    slow = world.start(1)
-    await world.service.until(1)
-    await world.clock.advance(stream_caller.RENEWED_S + 1)
-    assert await world.ask(2) == 2
-    assert world.service.calls == {"streams": 2}
-    world.service.gates[1].set()
-    assert await slow == 1
-    ended = ("/facegrid.api.v1.IdentificationService/IdentifyStream", "OK", "")
-    await until(lambda: ended in world.observed)
-
-
-async def test_retiring_ends_the_stream_in_order(world: World) -> None:
-    slow = world.start(1)
-    await world.service.until(1)
-    world.caller.retire()
-    world.service.gates[1].set()
-
-    assert await slow == 1
-    assert await world.ask(2) == 2
-    assert world.service.calls == {"streams": 2}
-
-
-async def test_closing_ends_what_is_on_its_way(world: World) -> None:
-    slow = world.start(1)
-    await world.service.until(1)
-    await world.caller.aclose()
-    for error in (await refusal(slow), await refusal(world.ask(2))):
-        assert isinstance(error, UnavailableError)
-        assert error.reason == "CLOSED"
-
-
-async def test_a_stream_serves_so_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "AT_ONCE_MAX", 2)
-    async with made() as world:
-        tasks = [world.start(k) for k in (1, 2, 3)]
-        await world.service.until(1, 2)
-        assert world.service.begun == [1, 2]
-        world.service.gates[1].set()
-        await world.service.until(3)
-        for k in (2, 3):
-            world.service.gates[k].set()
-
-        assert [await task for task in tasks] == [1, 2, 3]
+    assert (type(refused), refused.reason) == (OverloadedError, reason)
+    assert await world.ask(4) == 4
+    world.service.gates[2].set()
+    assert await tasks[1] == 2
+    await until(lambda: world.service.rpc.streams.requests_count == 0)
 
 
 async def test_what_is_given_up_before_it_has_begun_takes_no_place(
-    monkeypatch: pytest.MonkeyPatch,
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "AT_ONCE_MAX", 1)
 
@@ -329,30 +166,127 @@ async def test_what_is_given_up_before_it_has_begun_takes_no_place(
         for number in range(3):
             yield pb.IdentifyStreamRequest(number=number, request=request, timeout_ms=1000)
             yield pb.IdentifyStreamRequest(number=number)
+        await until(lambda: world.service.rpc.streams.requests_count == 0)
         yield pb.IdentifyStreamRequest(number=9, request=request, timeout_ms=1000)
 
-    async with made() as world:
-        written: list[pb.IdentifyStreamResponse] = []
+    written = await served(world, frames())
+    assert [answer.number for answer in written] == [9]
+    assert world.service.begun == [1]
 
-        class Context:
-            def peer(self) -> str:
-                return "test"
 
-            async def write(self, message: pb.IdentifyStreamResponse) -> None:
-                written.append(message)
+async def served(
+    world: World, frames: AsyncIterator[pb.IdentifyStreamRequest]
+) -> list[pb.IdentifyStreamResponse]:
+    """Serve a stream without a connection; return what was written."""
+    written: list[pb.IdentifyStreamResponse] = []
 
-        context: Any = Context()
-        async with asyncio.timeout(LONG_S):
-            await world.service.rpc.streams.serve(
-                frames(),
-                context,
-                method=METHOD,
-                frame=pb.IdentifyStreamResponse,
-                handle=world.service.handle,
-            )
+    class Context:
+        def peer(self) -> str:
+            return "test"
 
-        assert [answer.number for answer in written] == [9]
-        assert world.service.begun == [1]
+        async def write(self, message: pb.IdentifyStreamResponse) -> None:
+            written.append(message)
+
+    context: Any = Context()
+    async with asyncio.timeout(LONG_S):
+        await world.service.rpc.streams.serve(
+            frames,
+            context,
+            method=METHOD,
+            frame=pb.IdentifyStreamResponse,
+            handle=world.service.handle,
+        )
+    return written
+
+
+async def test_beyond_so_many_that_wait_requests_get_calls_of_their_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that those who wait for long do not keep others from asking."""
+    monkeypatch.setattr(stream_caller, "WAITING_MAX", 2)
+    tasks = [world.start(k) for k in (1, 2)]
+    await world.service.until(1, 2)
+
+    assert await world.ask(3) == 3
+    assert world.service.calls == {"streams": 1, "alone": 1}
+    for k in (1, 2):
+        world.service.gates[k].set()
+    assert [await task for task in tasks] == [1, 2]
+
+
+async def test_what_nobody_waits_for_any_more_is_not_written() -> None:
+    """1. a stream takes one request and no more for now; 2. two more are asked and given up; 3. it
+    takes more again.
+    """
+    gate = asyncio.Event()
+    written: list[pb.IdentifyStreamRequest] = []
+    ended = asyncio.Event()
+
+    class Stream:
+        async def write(self, frame: pb.IdentifyStreamRequest) -> None:
+            written.append(frame)
+            await gate.wait()
+
+        async def done_writing(self) -> None:
+            ended.set()
+
+        def cancel(self) -> None:
+            ended.set()
+
+        async def __aiter__(self) -> AsyncIterator[pb.IdentifyStreamResponse]:
+            await ended.wait()
+            for nothing in ():
+                yield nothing
+
+    nobody: Any = None
+    methods: Methods[pb.IdentifyRequest, pb.IdentifyResponse] = Methods(
+        nobody, lambda **_: Stream(), pb.IdentifyStreamRequest
+    )
+    caller = StreamCaller(methods, SystemClock())
+    loop = asyncio.get_running_loop()
+    tasks = [
+        loop.create_task(caller.call(pb.IdentifyRequest(k=k), timeout_s=LONG_S)) for k in (1, 2, 3)
+    ]
+    await until(lambda: len(written) == 1)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    gate.set()
+    caller.retire()
+    await until(lambda: caller.idle)
+
+    assert [(frame.number, frame.HasField("request")) for frame in written] == [
+        (1, True),
+        (1, False),
+    ]
+    assert 0 < written[0].timeout_ms <= LONG_S * 1000
+
+
+async def test_an_outcome_that_is_not_known_is_no_answer(world: World) -> None:
+    """An empty list of candidates would read as: nobody resembles them."""
+    real = world.service.rpc.streams.serve
+
+    async def unknown(*frames: Any, **how: Any) -> None:
+        await real(*frames, **{**how, "frame": lambda number, **_: empty(number=number)})
+
+    empty = pb.IdentifyStreamResponse
+    world.service.rpc.streams.serve = unknown  # type: ignore[method-assign]  # a newer server
+
+    assert await world.ask(1) == 1
+    assert world.service.calls == {"streams": 1, "alone": 1}
+
+
+async def test_work_that_is_broken_off_inside_is_told(world: World) -> None:
+    """Not by the caller: something that the handler waited for was cancelled."""
+    world.service.gates[1] = cancelled = asyncio.Event()
+
+    async def wait() -> bool:
+        raise asyncio.CancelledError
+
+    cancelled.wait = wait  # type: ignore[method-assign]  # as a future that somebody cancelled
+    error = await refusal(world.ask(1, "wait"))
+
+    assert (type(error), error.reason) == (UnavailableError, "TRANSPORT")
 
 
 async def test_a_message_that_cannot_be_read_ends_the_stream_and_harms_nobody_else(

@@ -72,8 +72,9 @@ class IdentificationServiceServicer:
         """Identify for callers who ask often: one stream carries many requests at once, and takes caller
         and router less time than a call for each. Each has a number, a time and an outcome of its own; they
         are answered as they come to be ready, in any order. A failed request leaves the others alone. The stream
-        ends once the caller has closed its side and everything is answered; a router that stops answers
-        what it has read and ends it earlier, so what is left open then has to be asked again.
+        ends once the caller has closed its side and everything is answered. A router that stops refuses what
+        comes (UNAVAILABLE, STREAM_ENDS) and ends the stream earlier; what is open when a stream ends may be asked
+        again, anywhere. RESOURCE_EXHAUSTED (REQUESTS): too many are not answered yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,8 +45,9 @@ class IdentificationServiceStub:
     """Identify for callers who ask often: one stream carries many requests at once, and takes caller
     and router less time than a call for each. Each has a number, a time and an outcome of its own; they
     are answered as they come to be ready, in any order. A failed request leaves the others alone. The stream
-    ends once the caller has closed its side and everything is answered; a router that stops answers
-    what it has read and ends it earlier, so what is left open then has to be asked again.
+    ends once the caller has closed its side and everything is answered. A router that stops refuses what
+    comes (UNAVAILABLE, STREAM_ENDS) and ends the stream earlier; what is open when a stream ends may be asked
+    again, anywhere. RESOURCE_EXHAUSTED (REQUESTS): too many are not answered yet.
     """
     Verify: _grpc.UnaryUnaryMultiCallable[_identification_service_pb2.VerifyRequest, _identification_service_pb2.VerifyResponse]
     """The score of one probe against the best template of one subject. Read-only.
@@ -71,8 +72,9 @@ class IdentificationServiceAsyncStub(IdentificationServiceStub):
     """Identify for callers who ask often: one stream carries many requests at once, and takes caller
     and router less time than a call for each. Each has a number, a time and an outcome of its own; they
     are answered as they come to be ready, in any order. A failed request leaves the others alone. The stream
-    ends once the caller has closed its side and everything is answered; a router that stops answers
-    what it has read and ends it earlier, so what is left open then has to be asked again.
+    ends once the caller has closed its side and everything is answered. A router that stops refuses what
+    comes (UNAVAILABLE, STREAM_ENDS) and ends the stream earlier; what is open when a stream ends may be asked
+    again, anywhere. RESOURCE_EXHAUSTED (REQUESTS): too many are not answered yet.
     """
     Verify: _aio.UnaryUnaryMultiCallable[_identification_service_pb2.VerifyRequest, _identification_service_pb2.VerifyResponse]  # type: ignore[assignment]
     """The score of one probe against the best template of one subject. Read-only.
@@ -106,8 +108,9 @@ class IdentificationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Identify for callers who ask often: one stream carries many requests at once, and takes caller
         and router less time than a call for each. Each has a number, a time and an outcome of its own; they
         are answered as they come to be ready, in any order. A failed request leaves the others alone. The stream
-        ends once the caller has closed its side and everything is answered; a router that stops answers
-        what it has read and ends it earlier, so what is left open then has to be asked again.
+        ends once the caller has closed its side and everything is answered. A router that stops refuses what
+        comes (UNAVAILABLE, STREAM_ENDS) and ends the stream earlier; what is open when a stream ends may be asked
+        again, anywhere. RESOURCE_EXHAUSTED (REQUESTS): too many are not answered yet.
         """
 
     @_abc_1.abstractmethod
