@@ -38,8 +38,12 @@ RENEWED_S: Final = 3000.0
 IDLE_S: Final = 60.0
 """A stream that carried nothing for so long is ended: it takes a server's place for a call."""
 UNKNOWN_S: Final = 60.0
-"""How long a server is called one by one that did not know the stream: it may be replaced by a
-newer one at the same address.
+"""How long a server is called one by one that did not know the stream, or has no place for it: it
+may be replaced by a newer one at the same address.
+"""
+SILENT_S: Final = 1.0
+"""A stream is left by which nothing came for whoever waited so long: something between may hold
+it up.
 """
 BROKEN_S: Final = 1.0
 """The same for a stream that ended before it carried an answer."""
@@ -50,6 +54,9 @@ CANDIDATES_MAX: Final = 4096
 """Larger requests, and larger answers, get a call of their own: whatever a stream carries has to
 wait for what was sent before, and what a call costs does not matter to them.
 """
+
+
+_NO_STREAMS: Final = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 def is_small(request: Any) -> bool:
@@ -112,13 +119,21 @@ class StreamCaller(Generic[Request, Response]):
         if line is not None:
             try:
                 response: Response = await line.ask(request, ends_s)
+            except DeadlineError:
+                if line.silent:
+                    self._pause(UNKNOWN_S)
+                raise
             except _NotServedError as error:
-                self._alone_until_s = max(self._alone_until_s, self._clock.now_s() + error.pause_s)
+                self._pause(error.pause_s)
                 if self._retired:
                     raise UnavailableError("the stream broke", reason="TRANSPORT") from error
             else:
                 return response
         return await call(self._methods.alone, request, timeout_s=ends_s - self._clock.now_s())
+
+    def _pause(self, pause_s: float) -> None:
+        """Call one by one for a while."""
+        self._alone_until_s = max(self._alone_until_s, self._clock.now_s() + pause_s)
 
     def _line_for(self, request: Request) -> "_Line | None":
         """Return the stream that a request goes by; None: it gets a call of its own."""
@@ -190,6 +205,10 @@ class _Line:
 
     def __init__(self, methods: Methods[Any, Any], clock: Clock) -> None:
         self.opened_s = clock.now_s()
+        self._heard_s = -math.inf
+        """When something came last."""
+        self.silent = False
+        """Whether nothing came for somebody who waited long enough."""
         self.leaving = False
         """Whether it takes nothing more."""
         self._clock = clock
@@ -224,6 +243,7 @@ class _Line:
         asked = _Asked(request, ends_s, asyncio.get_running_loop().create_future())
         self._waiting[number] = asked
         self._outgoing.put_nowait(number)
+        asked_s = self._clock.now_s()
         limit = asyncio.timeout(ends_s - self._clock.now_s())
         try:
             async with limit:
@@ -231,6 +251,7 @@ class _Line:
         except TimeoutError:
             if not limit.expired():
                 raise
+            self._leave_if_silent(asked_s)
             raise DeadlineError("the call was not answered in time") from None
         finally:
             del self._waiting[number]
@@ -247,6 +268,11 @@ class _Line:
         """End at once."""
         self._closed = True
         self.task.cancel()
+
+    def _leave_if_silent(self, since_s: float) -> None:
+        if self._heard_s < since_s and self._clock.now_s() - since_s >= SILENT_S:
+            self.silent = True
+            self.hang_up()
 
     def _part(self) -> None:
         if self.leaving and not self._waiting:
@@ -306,9 +332,10 @@ class _Line:
                 if frame is None:
                     return  # It could not be decoded.
                 self._pause_s = 0.0
+                self._heard_s = self._clock.now_s()
                 self._take(frame)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            if error.code() in _NO_STREAMS:
                 self._pause_s = UNKNOWN_S
 
     def _take(self, frame: Any) -> None:

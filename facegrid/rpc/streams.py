@@ -8,6 +8,7 @@ cancellation, a status, an entry in the journal under the name of the method tha
 import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import grpc.aio
@@ -19,10 +20,18 @@ from facegrid.rpc.context import CallContext
 from facegrid.rpc.journal import Journal
 from facegrid.rpc.status import to_call_error
 
+STREAMS_MAX: Final = 2048
+"""Streams open at once: each takes a place of those that gRPC has for calls, and the rest is for
+calls.
+"""
 AT_ONCE_MAX: Final = 1024
 """Requests of one stream that are served at once, with those whose answers wait to be read."""
 REQUESTS_MAX: Final = 4096
 """The same of all streams of a server together."""
+UNREAD_MAX: Final = 2 * AT_ONCE_MAX
+"""The same of one stream with refusals. Beyond it the peer asks on and reads nothing: it is hung
+up.
+"""
 ENDING: Final = "STREAM_ENDS"
 """Reason of a refusal by a server that stops: nothing was done."""
 
@@ -67,9 +76,16 @@ class Streams:
 
         Raises:
             InvalidError: a message is too large or cannot be decoded; it ends the stream.
+            OverloadedError: too many streams are open, or the caller reads nothing.
         """
         if self._ending:
             return
+        if len(self._open) >= STREAMS_MAX:
+            raise OverloadedError(
+                f"too many streams are open limit={STREAMS_MAX}",
+                reason="STREAMS",
+                limit=STREAMS_MAX,
+            )
         stream = _Stream(self, self._journal, context, method, frame=frame, handle=handle)
         self._open.add(stream)
         try:
@@ -130,19 +146,26 @@ class _Stream:
         async for frame in frames:
             working = self._working.get(frame.number)
             if frame.HasField("request"):
-                self._count(1)
-                task = tasks.create_task(self._serve(frame, self._refusal()))
+                if self._open_count >= UNREAD_MAX:
+                    raise OverloadedError("answers are not read", reason="UNREAD")
+                refusal = self._refusal()
+                accepted = int(refusal is None)
+                self._count(1, accepted)
+                task = tasks.create_task(self._serve(frame, refusal))
                 # Not in the task: who is given up before it has begun never comes to its end.
-                task.add_done_callback(lambda _: self._count(-1))
+                task.add_done_callback(partial(self._uncount, accepted))
                 self._working[frame.number] = task
             elif working is not None:
                 del self._working[frame.number]
                 working.cancel()
 
-    def _count(self, step: int) -> None:
+    def _count(self, step: int, accepted: int) -> None:
         self._open_count += step
-        self._streams.requests_count += step
+        self._streams.requests_count += accepted
         self._end_if_idle()
+
+    def _uncount(self, accepted: int, _task: asyncio.Task[None]) -> None:
+        self._count(-1, -accepted)
 
     def _refusal(self) -> UnavailableError | OverloadedError | None:
         """Return why a request is not served, if it is not."""
@@ -152,7 +175,7 @@ class _Stream:
             (self._open_count, AT_ONCE_MAX),
             (self._streams.requests_count, REQUESTS_MAX),
         ):
-            if count > most:
+            if count >= most:
                 return OverloadedError(
                     f"too many requests are served limit={most}", reason="REQUESTS", limit=most
                 )
@@ -168,7 +191,7 @@ class _Stream:
             if self._working.get(frame.number) is asyncio.current_task():
                 del self._working[frame.number]
         # Where the caller is gone nobody is left to hear; gRPC ends the stream then.
-        with suppress(grpc.aio.InternalError):
+        with suppress(grpc.aio.BaseError):
             async with self._writing:
                 await self._context.write(answer)
 
@@ -176,10 +199,11 @@ class _Stream:
         with self._journal.entry(self._method, self._caller) as entry:
             try:
                 response = await self._in_time(frame, refusal)
+                answer = self._frame(number=frame.number, response=response)
             except Exception as error:  # noqa: BLE001 - whatever escapes a handler ends here
                 return self._frame(number=frame.number, error=to_call_error(entry.failed(error)))
             entry.code = "OK"
-            return self._frame(number=frame.number, response=response)
+            return answer
 
     async def _in_time(self, frame: Frame, refusal: Exception | None) -> Message:
         if refusal is not None:

@@ -56,6 +56,9 @@ class Service(IdentificationServiceServicer):
                 raise InvalidError("wrong row=3", reason="ROW_WRONG", row=3, field="probes")
             if request.gallery == "break":
                 raise ZeroDivisionError
+            if request.gallery == "mistake":
+                mistaken: Any = pb.VerifyResponse()
+                return mistaken
             assert call.remaining_s(SystemClock()) <= LONG_S
         except asyncio.CancelledError:
             self.ended["cancelled"] += 1
@@ -71,9 +74,9 @@ class Service(IdentificationServiceServicer):
     async def IdentifyStream(  # type: ignore[override]  # as the real one
         self, request_iterator: AsyncIterator[pb.IdentifyStreamRequest], context: Any
     ) -> None:
+        self.calls["streams"] += 1
         if not self.knows_streams:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "never heard of it")
-        self.calls["streams"] += 1
         await self.rpc.streams.serve(
             request_iterator,
             context,

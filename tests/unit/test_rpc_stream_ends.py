@@ -1,13 +1,12 @@
 """How streams end: by either end, in order or not; nobody waits longer than for a call."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
 from facegrid.clock import SystemClock
-from facegrid.errors import (
-    UnavailableError,
-)
+from facegrid.errors import DeadlineError, UnavailableError
 from facegrid.rpc import stream_caller
 from tests.fakes.stream_world import World, made, refusal, until
 
@@ -124,3 +123,20 @@ async def test_giving_up_is_heard_on_a_stream_that_takes_nothing_more(world: Wor
     slow.cancel()
     await until(lambda: world.service.ended["cancelled"] == 1)
     await until(lambda: world.caller.idle)
+
+
+async def test_a_stream_by_which_nothing_comes_is_left(world: World) -> None:
+    """Something between holds it up, and lets calls through."""
+
+    async def hold(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    world.service.rpc.streams.serve = hold  # type: ignore[method-assign]  # something between
+    late = asyncio.get_running_loop().create_task(world.ask(1, "g", 1.0))
+    await until(lambda: world.service.calls["streams"] == 1)
+    await world.clock.advance(stream_caller.SILENT_S)
+    error = await refusal(late)
+
+    assert isinstance(error, DeadlineError)
+    assert await world.ask(2) == 2
+    assert world.service.calls == {"streams": 1, "alone": 1}

@@ -51,15 +51,18 @@ async def test_each_request_has_an_outcome_of_its_own(world: World) -> None:
     await world.service.until(1)
     wrong = await refusal(world.ask(2, "refuse"))
     broken = await refusal(world.ask(3, "break"))
+    mistaken = await refusal(world.ask(4, "mistake"))
     world.service.gates[1].set()
 
     assert isinstance(wrong, InvalidError)
     assert (wrong.message, wrong.reason) == ("wrong row=3", "ROW_WRONG")
     assert wrong.facts == {"row": "3", "field": "probes"}
-    assert (type(broken), broken.reason) == (FacegridError, "INTERNAL")
+    for bug in (broken, mistaken):
+        assert (type(bug), bug.reason) == (FacegridError, "INTERNAL")
     assert await slow == 1
     assert world.observed == [
         (METHOD, "INVALID_ARGUMENT", "ROW_WRONG"),
+        (METHOD, "INTERNAL", "INTERNAL"),
         (METHOD, "INTERNAL", "INTERNAL"),
         (METHOD, "OK", ""),
     ]
@@ -105,13 +108,51 @@ async def test_a_server_that_knows_no_streams_is_called_one_by_one_for_a_while(
     world: World,
 ) -> None:
     world.service.knows_streams = False
-    assert [await world.ask(k) for k in (1, 2)] == [1, 2]
-    assert world.service.calls == {"alone": 2}
+    assert await world.ask(1) == 1
+    await world.clock.advance(stream_caller.BROKEN_S + 1)
+    assert await world.ask(2) == 2
+    assert world.service.calls == {"streams": 1, "alone": 2}
     world.service.knows_streams = True
-    await world.clock.advance(stream_caller.UNKNOWN_S + 1)
+    await world.clock.advance(stream_caller.UNKNOWN_S)
     assert await world.ask(3) == 3
 
-    assert world.service.calls == {"alone": 2, "streams": 1}
+    assert world.service.calls == {"streams": 2, "alone": 2}
+
+
+async def test_a_server_with_no_place_for_a_stream_is_called_one_by_one_for_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "STREAMS_MAX", 0)
+    assert await world.ask(1) == 1
+    await world.clock.advance(stream_caller.BROKEN_S + 1)
+    assert await world.ask(2) == 2
+
+    assert world.service.calls == {"streams": 1, "alone": 2}
+
+
+async def test_a_peer_that_reads_nothing_is_hung_up_and_takes_no_place(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. it asks on and on and no answer can be written; 2. its stream ends; 3. others are served,
+    meanwhile too.
+    """
+    monkeypatch.setattr(streams, "AT_ONCE_MAX", 2)
+    monkeypatch.setattr(streams, "UNREAD_MAX", 4)
+    monkeypatch.setattr(streams, "REQUESTS_MAX", 3)
+    told: list[int] = []
+
+    async def frames() -> AsyncIterator[pb.IdentifyStreamRequest]:
+        request = pb.IdentifyRequest(gallery="g", k=1)
+        for number in range(100):
+            told.append(await world.ask(number + 1))
+            yield pb.IdentifyStreamRequest(number=number, request=request, timeout_ms=1000)
+
+    with pytest.raises(BaseExceptionGroup) as ended:
+        await served(world, frames(), reads=False)
+
+    assert [error.reason for error in ended.value.exceptions] == ["UNREAD"]
+    assert told == [1, 2, 3, 4, 5]
+    await until(lambda: world.service.rpc.streams.requests_count == 0)
 
 
 @pytest.mark.parametrize(
@@ -175,16 +216,20 @@ async def test_what_is_given_up_before_it_has_begun_takes_no_place(
 
 
 async def served(
-    world: World, frames: AsyncIterator[pb.IdentifyStreamRequest]
+    world: World, frames: AsyncIterator[pb.IdentifyStreamRequest], *, reads: bool = True
 ) -> list[pb.IdentifyStreamResponse]:
     """Serve a stream without a connection; return what was written."""
     written: list[pb.IdentifyStreamResponse] = []
+    taken = asyncio.Event()
+    if reads:
+        taken.set()
 
     class Context:
         def peer(self) -> str:
             return "test"
 
         async def write(self, message: pb.IdentifyStreamResponse) -> None:
+            await taken.wait()
             written.append(message)
 
     context: Any = Context()
@@ -289,20 +334,37 @@ async def test_work_that_is_broken_off_inside_is_told(world: World) -> None:
     assert (type(error), error.reason) == (UnavailableError, "TRANSPORT")
 
 
-async def test_a_message_that_cannot_be_read_ends_the_stream_and_harms_nobody_else(
-    world: World,
-) -> None:
-    """Others on the same stream are told that it broke, which they may try again."""
-    assert await world.ask(1) == 1
+async def test_a_message_that_cannot_be_read_ends_the_stream(world: World) -> None:
     raw: Any = open_channel(world.address).stream_stream(
         "/facegrid.api.v1.IdentificationService/IdentifyStream"
     )
     stream = raw(timeout=LONG_S)
     await stream.write(b"\xff\xff\xff")
+
     assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT
 
-    assert await world.ask(2) == 2
-    assert world.service.calls["alone"] == 0
+
+async def test_an_answer_that_cannot_be_read_is_called_for(world: World) -> None:
+    """1. one waits on a stream; 2. nonsense comes; 3. both it and the next one are answered."""
+    stub = IdentificationServiceStub(open_channel(world.address))
+
+    def undecodable(data: bytes) -> pb.IdentifyStreamResponse:
+        return pb.IdentifyStreamResponse.FromString(b"\xff" + data)
+
+    channel = open_channel(world.address)
+    together: Any = channel.stream_stream(
+        "/facegrid.api.v1.IdentificationService/IdentifyStream",
+        request_serializer=pb.IdentifyStreamRequest.SerializeToString,
+        response_deserializer=undecodable,
+    )
+    methods: Any = Methods(stub.Identify, together, pb.IdentifyStreamRequest)
+    caller: Any = StreamCaller(methods, world.clock)
+    request = pb.IdentifyRequest(gallery="g", k=7)
+    answers = [await caller.call(request, timeout_s=LONG_S) for _ in range(2)]
+    await caller.aclose()
+
+    assert [answer.map_version for answer in answers] == [7, 7]
+    assert world.service.calls["alone"] == 2
 
 
 ERRORS: list[Callable[[], FacegridError]] = [
