@@ -79,20 +79,6 @@ def code_of(error: FacegridError) -> grpc.StatusCode:
     return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
 
 
-def to_grpc(error: FacegridError) -> GrpcStatus:
-    """Return the status that carries an error."""
-    code = code_of(error)
-    message = error.message[:MESSAGE_CHARS_MAX]
-    info = error_details_pb2.ErrorInfo(
-        reason=error.reason,
-        domain=DOMAIN,
-        metadata={key: value[:FACT_CHARS_MAX] for key, value in error.facts.items()},
-    )
-    status = status_pb2.Status(code=code.value[0], message=message)
-    status.details.add().Pack(info)
-    return GrpcStatus(code, message, ((DETAILS_KEY, status.SerializeToString()),))
-
-
 def to_call_error(error: FacegridError) -> CallError:
     """Return the message that carries an error in a stream."""
     return CallError(
@@ -100,6 +86,17 @@ def to_call_error(error: FacegridError) -> CallError:
         message=error.message[:MESSAGE_CHARS_MAX],
         reason=error.reason,
         metadata={key: value[:FACT_CHARS_MAX] for key, value in error.facts.items()},
+    )
+
+
+def to_grpc(error: FacegridError) -> GrpcStatus:
+    """Return the status that carries an error."""
+    told = to_call_error(error)
+    info = error_details_pb2.ErrorInfo(reason=told.reason, domain=DOMAIN, metadata=told.metadata)
+    status = status_pb2.Status(code=told.code, message=told.message)
+    status.details.add().Pack(info)
+    return GrpcStatus(
+        _BY_NUMBER[told.code], told.message, ((DETAILS_KEY, status.SerializeToString()),)
     )
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import grpc
@@ -60,7 +59,7 @@ _NO_STREAMS: Final = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EX
 
 
 def is_small(request: Any) -> bool:
-    """Tell whether a question for probes and k candidates each is for a stream."""
+    """Tell whether a question, with probes and k, is small enough for a stream."""
     probes = request.probes
     # Of two bytes for a component at least.
     rows_max = len(probes.data) // max(1, 2 * probes.dim)
@@ -75,13 +74,11 @@ class Methods(Generic[Request, Response]):
         alone: the method that takes one request.
         together: the method that takes a stream of them.
         frame: the message of that stream, with fields number, request and timeout_ms.
-        fits: whether a request is for the stream.
     """
 
     alone: "UnaryUnaryMultiCallable[Request, Response]"
     together: "StreamStreamMultiCallable[Any, Any]"
     frame: Callable[..., Any]
-    fits: Callable[[Request], bool] = is_small
 
 
 class StreamCaller(Generic[Request, Response]):
@@ -140,7 +137,7 @@ class StreamCaller(Generic[Request, Response]):
         if self._closed:
             raise _closed_error()
         now_s = self._clock.now_s()
-        if now_s < self._alone_until_s or not self._methods.fits(request):
+        if now_s < self._alone_until_s or not is_small(request):
             return None
         line = self._present
         if line is not None and now_s - line.opened_s >= RENEWED_S:
@@ -213,7 +210,6 @@ class _Line:
         """Whether it takes nothing more."""
         self._clock = clock
         self._frame = methods.frame
-        self._numbers = count(1)
         self._waiting: dict[int, _Asked] = {}
         self._outgoing: asyncio.Queue[int] = asyncio.Queue()
         """Numbers of requests to write; negative ones are of requests to give up; 0 is the end."""
@@ -239,12 +235,13 @@ class _Line:
         Raises:
             _NotServedError: the stream ended without one.
         """
-        number = self._last_number = next(self._numbers)
+        self._last_number += 1
+        number = self._last_number
         asked = _Asked(request, ends_s, asyncio.get_running_loop().create_future())
         self._waiting[number] = asked
         self._outgoing.put_nowait(number)
         asked_s = self._clock.now_s()
-        limit = asyncio.timeout(ends_s - self._clock.now_s())
+        limit = asyncio.timeout(ends_s - asked_s)
         try:
             async with limit:
                 return await asked.answer
