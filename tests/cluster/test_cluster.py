@@ -15,6 +15,7 @@ from facegrid.testing.synthetic import SyntheticGallery
 from facegrid.vectors import quantize
 from fgctl.local.cluster import LocalCluster
 from tests.fakes.people import answers, enrol_all, probes_of
+from tests.fakes.rig import holds, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -151,7 +152,7 @@ def test_a_dropped_gallery_leaves_the_journal_of_erasures_and_nothing_else(
     with pytest.raises(facegrid.NotFoundError):
         client.get_gallery("dropped")
 
-    assert wait_until(lambda: not objects(cluster.store / "shards", gallery.uid))
+    wait_for(holds(lambda: not objects(cluster.store / "shards", gallery.uid), "objects are left"))
     left = objects(cluster.store, gallery.uid)
     assert {path.relative_to(cluster.store).parts[0] for path in left} == {"journal"}
     again = client.create_gallery("dropped", dim=DIM, extractor="x@1", shards=2)
@@ -166,19 +167,13 @@ def objects(store: Path, uid: str) -> list[Path]:
     return [path for path in store.rglob("*") if path.is_file() and uid in str(path)]
 
 
-def wait_until(holds: "object", tries: int = 200) -> bool:
-    """Ask again and again, with a pause that ends early when the process is signalled."""
-    pause = threading.Event()
-    return any(holds() or pause.wait(0.05) for _ in range(tries))  # type: ignore[operator]  # callable
-
-
 def test_a_gallery_trains_by_itself_at_the_stated_size(
     client: facegrid.Client, people: SyntheticGallery
 ) -> None:
     client.create_gallery("self", dim=DIM, extractor="x@1", shards=2, train_at=TEMPLATES // 2)
     enrol_all(client, "self", people)
 
-    assert wait_until(lambda: client.get_gallery("self").codebook != "", 600)
+    wait_for(holds(lambda: client.get_gallery("self").codebook != "", "not trained"))
     client.drop_gallery("self")
 
 
@@ -247,7 +242,7 @@ def test_the_bytes_of_erased_rows_leave_the_store_in_the_stated_time(
             client.erase("bytes", subject_ids=block.subject_ids[:1])
 
             assert before, "else the search for the bytes shows nothing"
-            assert wait_until(lambda: not holding(cluster.store, row), 600)
+            wait_for(holds(lambda: not holding(cluster.store, row), "its bytes are stored"))
             assert client.get_template("bytes", block.template_ids[5]).subject_id
     finally:
         cluster.down()

@@ -35,7 +35,7 @@ from facegrid.model import NodeInfo
 from facegrid.rpc.channel import TlsFiles
 from facegrid.telemetry.log import get_logger
 from fgctl.local.etcd import LocalEtcd, start_etcd
-from tests.fakes.mirror_rig import until
+from tests.fakes.waiting import until
 
 pytestmark = pytest.mark.cluster
 

@@ -1,7 +1,6 @@
 """A router's view against three real members of etcd, of which the majority goes away."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,11 @@ from facegrid.coord.etcd import EtcdCoordinator
 from facegrid.telemetry.log import get_logger
 from fgctl.local.etcd import start_etcd
 from router.topology.watcher import Watcher
+from tests.fakes.waiting import until
 
 pytestmark = pytest.mark.cluster
 
 CLOCK = SystemClock()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not holds():
-            await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=0.05)
 
 
 async def test_a_view_is_confirmed_by_a_majority_and_by_nothing_less(tmp_path: Path) -> None:

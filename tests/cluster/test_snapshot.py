@@ -17,6 +17,7 @@ from facegrid.testing.synthetic import SyntheticGallery
 from fgctl.__main__ import run
 from fgctl.local.cluster import LocalCluster
 from tests.fakes.people import Answers, answers, enrol_all, settle
+from tests.fakes.rig import holds, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -131,7 +132,8 @@ def test_erasures_after_a_snapshot_never_come_back_here_elsewhere_or_after_a_dro
         client.erase("staff", subject_ids=doomed[5:])
         left = client.get_gallery("staff").templates_count
         client.drop_gallery("staff")
-    wait_until(lambda: not list((cluster.store / "shards").glob("staff.*/*/*")))
+    shards = cluster.store / "shards"
+    wait_for(holds(lambda: not list(shards.glob("staff.*/*/*")), "objects are left"))
     again = fgctl(
         "snapshot", "restore", repo, first["snapshot"], "--gallery", "again", "--shards", "3",
         "--dir", home,
@@ -141,12 +143,6 @@ def test_erasures_after_a_snapshot_never_come_back_here_elsewhere_or_after_a_dro
         for subject in doomed:
             with pytest.raises(facegrid.NotFoundError):
                 client.verify("again", subject_id=subject, probe=probes[0])
-
-
-def wait_until(holds: Callable[[], bool], tries: int = 200) -> None:
-    """Ask again and again, with a pause that ends early when the process is signalled."""
-    pause = threading.Event()
-    assert any(holds() or pause.wait(0.05) for _ in range(tries))
 
 
 def test_a_snapshot_under_load_has_all_that_was_acknowledged_and_the_next_copies_little(
@@ -175,7 +171,7 @@ def test_a_snapshot_under_load_has_all_that_was_acknowledged_and_the_next_copies
 
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(enrol)
-        wait_until(lambda: len(acknowledged) > 5)
+        wait_for(holds(lambda: len(acknowledged) > 5, "too little is acknowledged"))
         known = [list(acknowledged)]
         made = [fgctl("snapshot", "create", "busy", repo, "--dir", home)]
         known.append(list(acknowledged))
@@ -206,7 +202,7 @@ def killed(arguments: list[str], when: Callable[[], bool]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_until(lambda: when() or process.poll() is not None, 1200)
+    wait_for(holds(lambda: when() or process.poll() is not None, "not reached"))
     process.kill()
     process.wait()
 

@@ -40,6 +40,7 @@ from indexd.replica.spread import Spread
 from indexd.replica.view import View
 from indexd.service.shard_service import ServicePorts, ShardService
 from tests.fakes.caller import CALLER
+from tests.fakes.waiting import PATIENCE_S, until
 
 DIM = 16
 UID = "1f00aa23"
@@ -48,7 +49,6 @@ MIDDLE = KEY_LAST // 2
 WHOLE, LOWER, UPPER = HashRange(0, KEY_LAST), HashRange(0, MIDDLE), HashRange(MIDDLE + 1, KEY_LAST)
 S, LOW, HIGH = (ShardId(f"g.{UID}.{number:04d}") for number in range(3))
 N1, N2 = NodeId("n1"), NodeId("n2")
-PATIENCE_S = 60.0
 POLICY = NodePolicy(600.0, dropping=DropRules(patience_s=60.0, again_s=0.0))
 
 
@@ -300,10 +300,3 @@ async def rigged(
         yield rig
         for process in [*rig.processes.values()]:
             await rig.kill(process)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let everybody else run until something is so."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await SystemClock().sleep(0.001)

@@ -35,12 +35,11 @@ from fgctl.cluster_file import ClusterRecord, ProcessRecord
 from fgctl.local import plan, processes
 from fgctl.local.cluster import LocalCluster
 from fgctl.local.plan import Wanted
+from tests.fakes.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 LEASE_S = 4
 """The shortest that a node takes."""
-PATIENCE_S = 60.0
-"""For what a quiet machine does in a second: a test fails by it only when something hangs."""
 T = TypeVar("T")
 
 

@@ -36,6 +36,7 @@ from facegrid.testing.memory_coord import MemoryCoordinator
 from facegrid.wire import to_wire_vectors
 from router.server import RouterServer
 from router.settings import RouterSettings
+from tests.fakes.waiting import until
 
 DIM = 8
 
@@ -223,9 +224,7 @@ class Cluster:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds, which must be within 30 s."""
-        async with asyncio.timeout(30):
-            while not holds():
-                await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=0.01)
+        await until(holds, 30)
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ from facegrid.rpc.context import CallContext
 from facegrid.rpc.server import RpcServer
 from facegrid.rpc.stream_caller import Methods, StreamCaller
 from facegrid.testing.manual_clock import ManualClock
+from tests.fakes.waiting import until
 
 METHOD = "/test.Service/Identify"
 LONG_S = 20.0
@@ -87,7 +88,7 @@ class Service(IdentificationServiceServicer):
 
     async def until(self, *ks: int) -> None:
         """Wait until these were begun."""
-        await until(lambda: set(ks) <= set(self.begun))
+        await until(lambda: set(ks) <= set(self.begun), LONG_S / 4)
 
 
 @dataclass
@@ -132,13 +133,6 @@ async def made() -> AsyncIterator[World]:
         await caller.aclose()
         await channel.close()
         await rpc.stop(0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let everybody else run until something is so, for less long than any request may take."""
-    async with asyncio.timeout(LONG_S / 4):
-        while not condition():
-            await SystemClock().sleep(0.001)
 
 
 async def refusal(work: Awaitable[object]) -> FacegridError:

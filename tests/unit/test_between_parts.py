@@ -46,10 +46,11 @@ from indexd.replica.succession import Succession
 from indexd.replica.takeover import Absences, Rules, Standing, decide
 from indexd.replica.view import View
 from indexd.service.shard_service import ServicePorts, ShardService
+from tests.fakes.waiting import until
 from tests.unit.test_replica import GALLERY, SHARD, FlakyCoordinator, World, enrol, found
 from tests.unit.test_replica import world as world  # noqa: PLC0414 - a fixture
 from tests.unit.test_replica_load import LOAD, built, load_request, rows
-from tests.unit.test_replica_races import Gate, GatedStore, until
+from tests.unit.test_replica_races import Gate, GatedStore
 
 N1, N2 = NodeId("n1"), NodeId("n2")
 

@@ -30,6 +30,7 @@ from indexd.replica.spread import Spread
 from indexd.replica.trainer import train_due
 from indexd.replica.view import View
 from indexd.service.describing import shard_status
+from tests.fakes.waiting import until
 from tests.unit.test_between_parts import CALLER, Services, node_of, service_of
 from tests.unit.test_replica import (
     GALLERY,
@@ -41,7 +42,7 @@ from tests.unit.test_replica import (
     found,
 )
 from tests.unit.test_replica import world as world  # noqa: PLC0414 - a fixture
-from tests.unit.test_replica_races import Gate, until
+from tests.unit.test_replica_races import Gate
 
 N1, N2, N3 = NodeId("n1"), NodeId("n2"), NodeId("n3")
 ALONE = replace(SHARD, node_ids=(N1,))

@@ -43,9 +43,9 @@ from tests.fakes.mirror_rig import (
     S,
     rigged,
     split_map,
-    until,
     whole_map,
 )
+from tests.fakes.waiting import until
 from tests.unit.test_mirror import enrol, part, rows_of
 
 Rows = dict[tuple[str, str], bytes]

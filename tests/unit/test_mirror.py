@@ -39,9 +39,9 @@ from tests.fakes.mirror_rig import (
     S,
     rigged,
     split_map,
-    until,
     whole_map,
 )
+from tests.fakes.waiting import until
 
 Key = tuple[str, str]
 

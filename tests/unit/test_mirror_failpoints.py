@@ -18,7 +18,8 @@ from facegrid.ids import NodeId
 from facegrid.model import ShardMap
 from facegrid.testing.memory_blob import MemoryBlobStore
 from fgctl.offline.verify import Scope, survey, verify
-from tests.fakes.mirror_rig import HIGH, LOW, N1, N2, Rig, S, rigged, split_map, until
+from tests.fakes.mirror_rig import HIGH, LOW, N1, N2, Rig, S, rigged, split_map
+from tests.fakes.waiting import until
 from tests.unit.test_mirror import check_children, enrol, erase, load
 
 WAYS = ("refused", "answer lost", "crash")

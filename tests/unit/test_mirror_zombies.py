@@ -6,7 +6,8 @@ from facegrid.api.shard.v1 import shard_service_pb2 as pb
 from facegrid.coord.port import Delete
 from facegrid.errors import FencedError
 from indexd.replica.mirror import Mirror
-from tests.fakes.mirror_rig import LOW, N1, N2, S, rigged, split_map, until
+from tests.fakes.mirror_rig import LOW, N1, N2, S, rigged, split_map
+from tests.fakes.waiting import until
 from tests.unit.test_fgctl_meta_reshaped import recovered, stop
 from tests.unit.test_mirror import enrol
 

@@ -46,6 +46,7 @@ from indexd.replica.primary import Primary
 from indexd.replica.shard_copy import Phase
 from indexd.replica.spread import Spread
 from indexd.replica.view import WATCHED, View
+from tests.fakes.waiting import until
 from tests.unit.test_replica import GALLERY, SHARD, FlakyCoordinator, World, enrol, found
 from tests.unit.test_replica import world as world  # noqa: PLC0414 - a fixture
 
@@ -85,13 +86,6 @@ class GatedStore(MemoryBlobStore):
         if self.failing:
             raise UnavailableError("the store is away", reason="STORE_UNREACHABLE")
         await super().put_new(name, data)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let everybody else run until something is so."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await SystemClock().sleep(0)
 
 
 def unopened(world: World, boot: str) -> Primary:

@@ -8,7 +8,8 @@ import pytest
 from facegrid.clock import SystemClock
 from facegrid.errors import DeadlineError, UnavailableError
 from facegrid.rpc import stream_caller
-from tests.fakes.stream_world import World, made, refusal, until
+from tests.fakes.stream_world import World, made, refusal
+from tests.fakes.waiting import until
 
 
 @pytest.fixture

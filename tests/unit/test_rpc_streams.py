@@ -27,7 +27,8 @@ from facegrid.rpc.channel import open_channel
 from facegrid.rpc.status import from_call_error, to_call_error
 from facegrid.rpc.stream_caller import Methods, StreamCaller
 from facegrid.wire import to_wire_vectors
-from tests.fakes.stream_world import LONG_S, METHOD, SHORT_S, World, made, refusal, until
+from tests.fakes.stream_world import LONG_S, METHOD, SHORT_S, World, made, refusal
+from tests.fakes.waiting import until
 
 
 @pytest.fixture

@@ -29,10 +29,10 @@ from tests.fakes.mirror_rig import (
     S,
     rigged,
     split_map,
-    until,
     whole_map,
 )
 from tests.fakes.snapshot_world import FakeCluster, Key, tools
+from tests.fakes.waiting import until
 from tests.unit.test_mirror import enrol, part, rows_of
 
 

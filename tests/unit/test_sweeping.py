@@ -23,9 +23,10 @@ from indexd.replica.sweeping import Sweeper, look_s, readers_grace_s
 from indexd.replica.view import View
 from indexd.server import Ground, Server
 from indexd.settings import IndexdSettings
+from tests.fakes.waiting import until
 from tests.unit.test_replica import GALLERY, SHARD, World, enrol
 from tests.unit.test_replica import world as world  # noqa: PLC0414 - a fixture
-from tests.unit.test_replica_races import LateCoordinator, until
+from tests.unit.test_replica_races import LateCoordinator
 
 GRACE_S = 10.0
 
