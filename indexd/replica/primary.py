@@ -324,6 +324,8 @@ class Primary(ShardCopy):
             await bulk.unpin_committed(self.ports.store, self.state, self.persisted)
             rewritten = choose(flushing.sizes(self.state, self.persisted))
             captured = flushing.capture(self.state, self.persisted, self.generation, rewritten)
+            # Whatever is stored without codes is coded again at every start.
+            await self.absorb(captured.state)
             coded = await self.codes(flushing.coding(captured))
             built = await self.gently(flushing.building(captured, coded))
             try:

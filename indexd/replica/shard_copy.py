@@ -170,7 +170,7 @@ class ShardCopy(ABC):
         state, persisted = await recovery.load_segments(self.loads, shape, manifest, codebook)
         chain = await recovery.read_chain(store, assignment.shard_id, after=state.log, tip=tip)
         await recovery.replay_unseen(state, chain, self.loads)
-        await self._absorb(state)
+        await self.absorb(state)
         self.state, self.persisted, self.loaded_from = state, persisted, pointer
 
     def check_serving(self) -> None:
@@ -287,19 +287,16 @@ class ShardCopy(ABC):
             index.rows_count - index.indexed_count >= ABSORB_ROWS
         )
 
-    async def absorb(self) -> None:
-        """Code the rows of the exact tail, in parts and beside searches."""
-        await self._absorb(self.state)
-
-    async def _absorb(self, state: ShardState) -> None:
-        index, rows, wanted = state.index, ABSORB_ROWS_AT_ONCE, state.index.rows_count
-        while True:
-            coded = index.codebook is not None
+    async def absorb(self, state: ShardState | None = None) -> None:
+        """Code the rows of the exact tail that are there now, in parts and beside searches; those
+        of another state where this copy had another one before.
+        """
+        index, rows = (state or self.state).index, ABSORB_ROWS_AT_ONCE
+        wanted = index.rows_count
+        while index.codebook is not None and index.indexed_count < wanted:
             code = partial(index.coded_ahead, rows)
-            ahead = await self.on(self.ports.coding_thread, code) if coded else None
+            ahead = await self.on(self.ports.coding_thread, code)
             await self.on(self.ports.search_thread, partial(index.add_coded, ahead, rows))
-            if index.codebook is None or index.indexed_count >= wanted:
-                return
 
     async def codes(self, coding: Coding) -> list[CodedRows | None]:
         """Take codes out of an index, in steps and beside searches."""
@@ -316,7 +313,7 @@ class ShardCopy(ABC):
             started_s = self.ports.clock.now_s()
             built = await self.on(self.ports.build_thread, lambda: index.rebuilt(named.codebook))
             await self.on(self.ports.search_thread, lambda: state.adopt(built, named.sha256))
-            await self._absorb(state)
+            await self.absorb(state)
             self.log.info(
                 "codebook in use",
                 codebook=named.sha256,

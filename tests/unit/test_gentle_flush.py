@@ -15,7 +15,7 @@ from facegrid import limits, vectors
 from facegrid.clock import SystemClock
 from facegrid.errors import FencedError
 from facegrid.format.frame import Kind, encode_frame, framing
-from facegrid.format.segment import decode_segment
+from facegrid.format.segment import decode_segment, segment_name
 from facegrid.format.stored_gallery import StoredGallery
 from facegrid.steps import Steps, finished
 from indexd.ann.train import train
@@ -25,6 +25,7 @@ from indexd.engine.columns import SubjectRows, TextColumn, in_order_met
 from indexd.engine.compaction import flush_rows
 from indexd.engine.requests import EnrolRequest
 from indexd.replica.primary import Primary
+from indexd.replica.shard_copy import ABSORB_ROWS
 from tests.fakes.mirror_rig import DIM, N1, Rig, S, rigged, whole_map
 
 ROWS = 4 * limits.FLUSH_STEP_ROWS + 17
@@ -123,6 +124,25 @@ async def test_whoever_flushes_rests_between_steps_unless_somebody_waits(
     await primary.flush()
     assert clock.rests == []
     assert len(primary.persisted.segments) == 2
+
+
+async def test_rows_that_wait_to_be_coded_are_stored_with_codes_and_not_coded_at_a_start(
+    rig: Rig, primary: Primary
+) -> None:
+    """1 all but the last rows are coded; 2 flush: the segment has the codes of all of them."""
+    await primary.use_codebook(codebook())
+    ids = [f"t{row}" for row in range(ABSORB_ROWS - 1)]
+    await primary.write(EnrolRequest("r2", ids, ids, rows(len(ids), 2)))
+    assert not primary.absorb_due
+
+    await primary.flush()
+
+    (one,) = primary.persisted.segments
+    segment = decode_segment(await rig.store.get(segment_name(S, one.sha256)))
+    whole = primary.state.index.encoded(0, ROWS + len(ids))
+    assert whole is not None
+    assert segment.codebook == codebook().sha256
+    np.testing.assert_array_equal(segment.pq_codes, whole.codes)
 
 
 async def handed_over(primary: Primary) -> None:
