@@ -32,12 +32,13 @@ def row_digests(subjects: Sequence[bytes], templates: Sequence[bytes], codes: In
     """Return `row_digest` of many rows as uint32 [n, 4], for `total`.
 
     Args:
-        subjects: id of each row in UTF-8, at most 255 bytes.
+        subjects: id of each row in UTF-8, at most 65,535 bytes.
         templates: likewise.
         codes: int8 [n, dim].
     """
     dim, data = codes.shape[1], codes.tobytes()
-    lengths = [length.to_bytes(2, "little") for length in range(256)]
+    longest = max(max(map(len, ids), default=0) for ids in (subjects, templates))
+    lengths = [length.to_bytes(2, "little") for length in range(longest + 1)]
     # A copy costs a third less than an object made anew.
     fresh = hashlib.blake2b(digest_size=DIGEST_BYTES)
     hashed: list[bytes] = []

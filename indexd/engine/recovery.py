@@ -138,15 +138,16 @@ def _add_segment(state: ShardState, data: bytes, entry: ManifestSegment) -> Stor
             shard=state.shard_id,
         )
     first = state.rows_count
-    subject_ids = [segment.subject_ids[number] for number in segment.subject_rows.tolist()]
+    numbers = state.register_many(
+        segment.template_ids, segment.subject_ids, segment.subject_rows, segment.codes
+    )
     if segment.codebook and segment.codebook == state.codebook:
         assert segment.lists is not None, "a segment with a codebook has codes"
         assert segment.pq_codes is not None, "a segment with a codebook has codes"
-        numbers = state.register(segment.template_ids, subject_ids, segment.codes)
         encoded = EncodedRows(segment.lists, segment.pq_codes)
         state.index.append_encoded(segment.codes, numbers, encoded)
-    else:
-        state.add_rows(segment.template_ids, subject_ids, segment.codes)
+    elif len(numbers):
+        state.index.append(segment.codes, numbers)
     rows = np.arange(first, state.rows_count, dtype=np.int64)
     state.erase_rows(rows[entry.erased])
     return StoredSegment(entry.sha256, rows)

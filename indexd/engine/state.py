@@ -21,7 +21,7 @@ from facegrid.model import HashRange
 from indexd.ann.index import ShardIndex
 from indexd.ann.ivfpq import IvfPq
 from indexd.engine.coded import NamedCodebook
-from indexd.engine.columns import HashColumn, SubjectRows, TextColumn
+from indexd.engine.columns import HashColumn, PackedTexts, SubjectRows, TextColumn
 from indexd.engine.erasures import PendingErasures
 from indexd.engine.loading import LoadedRows, PreparedSegment, Staged
 from indexd.engine.requests import (
@@ -388,6 +388,36 @@ class ShardState:
             self._template_hashes.append(template_id)
             one = digests.row_digest(subject_id, template_id, codes[row].tobytes())
             self.digest = digests.add(self.digest, one)
+        self._erased += bytes(len(numbers))
+        self.templates_count += len(numbers)
+        return numbers
+
+    def register_many(
+        self,
+        template_ids: Sequence[str],
+        subject_ids: Sequence[str],
+        subject_rows: npt.NDArray[np.int32],
+        codes: vectors.Int8,
+    ) -> npt.NDArray[np.int32]:
+        """Do as `register`, several times as fast for very many rows; for few it is slow, since it
+        takes time for every subject that is there.
+
+        Args:
+            template_ids: of each row.
+            subject_ids: distinct.
+            subject_rows: int32 [n], each row's place in subject_ids.
+            codes: int8 [n, dim].
+        """
+        templates = [one.encode() for one in template_ids]
+        subjects = [one.encode() for one in subject_ids]
+        hashed = digests.row_digests(
+            [subjects[place] for place in subject_rows.tolist()], templates, codes
+        )
+        numbers = self.subjects.stage(subject_ids)[subject_rows]
+        self.subjects.publish(self.subjects.links(numbers))
+        self.templates.extend(PackedTexts.of(templates))
+        self._template_hashes.extend(np.fromiter(map(hash, template_ids), np.int64, len(numbers)))
+        self.digest = digests.add(self.digest, digests.total(hashed))
         self._erased += bytes(len(numbers))
         self.templates_count += len(numbers)
         return numbers

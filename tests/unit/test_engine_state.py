@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from facegrid import vectors
 from facegrid.errors import ConflictError, FacegridError, InvalidError
@@ -170,3 +172,33 @@ def test_a_subject_of_another_range_is_refused() -> None:
         write(state, enrol("r-1", PAIRS[:1], rows(1)))
 
     assert refused.value.reason == "SUBJECT_ELSEWHERE"
+
+
+IDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_size=1, max_size=40)
+BATCHES = st.lists(st.lists(st.tuples(st.integers(0, 5), IDS), max_size=12), max_size=4)
+
+
+@given(st.lists(IDS, min_size=6, max_size=6, unique=True), BATCHES)
+def test_many_rows_registered_at_once_are_those_registered_one_by_one(
+    names: list[str], batches: list[list[tuple[int, str]]]
+) -> None:
+    """Some subjects come again in later batches; each batch names its own in its own order."""
+    one_by_one, at_once = new_state(), new_state()
+    for number, batch in enumerate(batches):
+        templates, codes = [template for _, template in batch], rows(len(batch), number)
+        one_by_one.register(templates, [names[subject] for subject, _ in batch], codes)
+        distinct = sorted({subject for subject, _ in batch}, reverse=True)
+        places = np.array([distinct.index(subject) for subject, _ in batch], np.int32)
+        at_once.register_many(templates, [names[one] for one in distinct], places, codes)
+
+    count = one_by_one.rows_count
+    assert (at_once.rows_count, at_once.digest) == (count, one_by_one.digest)
+    assert at_once.templates_count == count
+    for row in range(count):
+        assert at_once.templates[row] == one_by_one.templates[row]
+        assert at_once.subjects.name_of_row(row) == one_by_one.subjects.name_of_row(row)
+        assert not at_once.is_erased(row)
+    for name in names:
+        assert at_once.live_rows(name) == one_by_one.live_rows(name)
+    wanted = [template for batch in batches for _, template in batch][:3]
+    np.testing.assert_array_equal(at_once.find(wanted, []), one_by_one.find(wanted, []))
