@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -14,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import psutil
 
+from fgctl.plan import host
 from indexd.ann.rescore import NATIVE
 
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
@@ -68,19 +66,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def hardware() -> dict[str, Json]:
     """Describe the machine, without naming it."""
-    memory = psutil.virtual_memory().total
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30, 1),
-        "system": platform.system(),
-        "load_average": os.getloadavg()[0],
-    }
+    return {**host.hardware()}
 
 
 def versions() -> dict[str, Json]:
     """Return what was measured, and with what."""
-    found: dict[str, Json] = {"python": platform.python_version()}
+    found: dict[str, Json] = {"python": host.interpreter()}
     for name in PACKAGES:
         # Of faiss there is one of three.
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -142,12 +133,3 @@ def without_folders(argv: Sequence[str]) -> list[str]:
         else:
             kept.append(word)
     return kept
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
