@@ -17,6 +17,8 @@ from facegrid.vectors import Int8
 UInt32 = npt.NDArray[np.uint32]
 
 DIGEST_BYTES = 16
+BLOCK_ROWS = 4096
+"""Rows hashed of one copy: 2 MiB of codes at 512 dimensions."""
 _MODULUS = 2**128
 
 
@@ -36,19 +38,24 @@ def row_digests(subjects: Sequence[bytes], templates: Sequence[bytes], codes: In
         templates: likewise.
         codes: int8 [n, dim].
     """
-    dim, data = codes.shape[1], codes.tobytes()
+    assert len(subjects) == len(templates) == len(codes), "one of each for a row"
     longest = max(max(map(len, ids), default=0) for ids in (subjects, templates))
     lengths = [length.to_bytes(2, "little") for length in range(longest + 1)]
     # A copy costs a third less than an object made anew.
     fresh = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    hashed: list[bytes] = []
-    rows = zip(subjects, templates, range(0, len(data), dim), strict=True)
-    for subject, template, at in rows:
-        one = fresh.copy()
-        head = lengths[len(subject)] + lengths[len(template)]
-        one.update(head + subject + template + data[at : at + dim])
-        hashed.append(one.digest())
-    return np.frombuffer(b"".join(hashed), "<u4").reshape(-1, 4).astype(np.uint32, copy=False)
+    dim, found = codes.shape[1], np.empty((len(codes), 4), np.uint32)
+    # In blocks: all rows at once would be in memory twice.
+    for first in range(0, len(codes), BLOCK_ROWS):
+        block = slice(first, first + BLOCK_ROWS)
+        data, hashed = codes[block].tobytes(), list[bytes]()
+        places = range(0, len(data), dim)
+        for subject, template, at in zip(subjects[block], templates[block], places, strict=True):
+            one = fresh.copy()
+            head = lengths[len(subject)] + lengths[len(template)]
+            one.update(head + subject + template + data[at : at + dim])
+            hashed.append(one.digest())
+        found[block] = np.frombuffer(b"".join(hashed), "<u4").reshape(-1, 4)
+    return found
 
 
 def total(rows: UInt32) -> int:

@@ -30,3 +30,20 @@ def test_a_row_that_two_sets_share_is_noticed() -> None:
 def test_what_is_no_digest_is_refused(text: str) -> None:
     with pytest.raises(CorruptError):
         digests.of_disjoint([digest_of(0, 1), text])
+
+
+@pytest.mark.parametrize("count", [0, 1, digests.BLOCK_ROWS, digests.BLOCK_ROWS + 3])
+def test_the_digests_of_many_rows_are_those_of_each(count: int) -> None:
+    subjects, templates = (
+        [f"{kind}-{number % 7}".encode() * (1 + number % 60) for number in range(count)]
+        for kind in ("é", "t")
+    )
+    codes = np.random.default_rng(1).integers(-127, 127, (count, 8), np.int8)
+
+    together = digests.total(digests.row_digests(subjects, templates, codes))
+
+    one_by_one = 0
+    for subject, template, row in zip(subjects, templates, codes, strict=True):
+        one = digests.row_digest(subject.decode(), template.decode(), row.tobytes())
+        one_by_one = digests.add(one_by_one, one)
+    assert together == one_by_one
