@@ -102,6 +102,12 @@ class Capture:
         """Rows that the flush writes."""
         return sum(len(piece.rows) for piece in self.pieces if isinstance(piece, Fresh))
 
+    @property
+    def rows_written_last(self) -> int:
+        """The number behind the last row that the flush writes; 0: it writes none."""
+        lasts = [int(piece.rows[-1]) for piece in self.pieces if isinstance(piece, Fresh)]
+        return max(lasts, default=-1) + 1
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CodedRows:

@@ -408,6 +408,7 @@ class ShardState:
             subject_rows: int32 [n], each row's place in subject_ids.
             codes: int8 [n, dim].
         """
+        assert self.staged is None, "what is staged has the next numbers"
         templates = [one.encode() for one in template_ids]
         subjects = [one.encode() for one in subject_ids]
         hashed = digests.row_digests(

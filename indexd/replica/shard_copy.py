@@ -34,6 +34,10 @@ ABSORB_ROWS = 512
 twice as long: half of it was for the tail.
 """
 ABSORB_ROWS_AT_ONCE = 1024
+FLUSH_ABSORB_ROWS_MAX = 16_384
+"""A flush codes no more rows than these before it stores them: others wait for it, some of them
+with writes held. It takes one core about half a second.
+"""
 """Rows that are coded, and then added while no search comes in between."""
 
 REST_TIMES = 2.0
@@ -287,12 +291,17 @@ class ShardCopy(ABC):
             index.rows_count - index.indexed_count >= ABSORB_ROWS
         )
 
-    async def absorb(self, state: ShardState | None = None) -> None:
-        """Code the rows of the exact tail that are there now, in parts and beside searches; those
-        of another state where this copy had another one before.
+    async def absorb(self, state: ShardState | None = None, last: int | None = None) -> None:
+        """Code rows of the exact tail, in parts and beside searches.
+
+        Somebody else may do so meanwhile: then some are coded twice, and added once.
+
+        Args:
+            state: whose; None: the present one's.
+            last: code those before this one; None: all that are there now.
         """
         index, rows = (state or self.state).index, ABSORB_ROWS_AT_ONCE
-        wanted = index.rows_count
+        wanted = index.rows_count if last is None else last
         while index.codebook is not None and index.indexed_count < wanted:
             code = partial(index.coded_ahead, rows)
             ahead = await self.on(self.ports.coding_thread, code)

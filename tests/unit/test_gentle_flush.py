@@ -18,6 +18,7 @@ from facegrid.format.frame import Kind, encode_frame, framing
 from facegrid.format.segment import decode_segment, segment_name
 from facegrid.format.stored_gallery import StoredGallery
 from facegrid.steps import Steps, finished
+from indexd.ann.ivfpq import IvfPq
 from indexd.ann.train import train
 from indexd.engine import coded, flush
 from indexd.engine.coded import NamedCodebook
@@ -143,6 +144,24 @@ async def test_rows_that_wait_to_be_coded_are_stored_with_codes_and_not_coded_at
     assert whole is not None
     assert segment.codebook == codebook().sha256
     np.testing.assert_array_equal(segment.pq_codes, whole.codes)
+
+
+@pytest.mark.parametrize("few", [True, False])
+async def test_a_flush_codes_what_it_writes_and_nothing_when_too_much_waits(
+    primary: Primary, monkeypatch: pytest.MonkeyPatch, *, few: bool
+) -> None:
+    """Nobody codes in the background here; as many rows wait as a flush may code, or one more."""
+    state, named = primary.state, codebook()
+    state.adopt(IvfPq(named.codebook), named.sha256)
+    monkeypatch.setattr("indexd.replica.primary.FLUSH_ABSORB_ROWS_MAX", ROWS - 1 + few)
+    captured = flush.capture(state, primary.persisted, 1)
+    await primary.write(EnrolRequest("r2", ["t"], ["t"], rows(1, 2)))
+
+    await primary._code(captured)
+
+    assert captured.rows_written_last == ROWS
+    indexed_count = state.index.indexed_count
+    assert indexed_count >= ROWS if few else indexed_count == 0
 
 
 async def handed_over(primary: Primary) -> None:
