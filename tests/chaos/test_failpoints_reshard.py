@@ -185,12 +185,12 @@ def play(
             ]
             try:
                 shown = stage.operation(names[-1])
+                if shown.state not in OVER:
+                    return f"{shown.step} {shown.note} {left}"
+                if left and kind == "move" and len(names) < MOVES_MAX:
+                    names.extend(begun(stage, left))
             except UnavailableError as error:
                 return error.message
-            if shown.state not in OVER:
-                return f"{shown.step} {shown.note} {left}"
-            if left and kind == "move" and len(names) < MOVES_MAX:
-                names.extend(begun(stage, left))
             return f"never reached: {left}" if left else ""
 
         wait_for(problem, 2 * PATIENCE_S)

@@ -31,6 +31,8 @@ from tests.fakes.waiting import until
 
 METHOD = "/test.Service/Identify"
 LONG_S = 20.0
+SOON_S = LONG_S / 4
+"""Waited for what must come before any time that was given is over."""
 SHORT_S = 0.05
 
 
@@ -88,7 +90,7 @@ class Service(IdentificationServiceServicer):
 
     async def until(self, *ks: int) -> None:
         """Wait until these were begun."""
-        await until(lambda: set(ks) <= set(self.begun), LONG_S / 4)
+        await until(lambda: set(ks) <= set(self.begun), SOON_S)
 
 
 @dataclass

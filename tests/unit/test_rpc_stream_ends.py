@@ -8,7 +8,7 @@ import pytest
 from facegrid.clock import SystemClock
 from facegrid.errors import DeadlineError, UnavailableError
 from facegrid.rpc import stream_caller
-from tests.fakes.stream_world import World, made, refusal
+from tests.fakes.stream_world import SOON_S, World, made, refusal
 from tests.fakes.waiting import until
 
 
@@ -54,7 +54,7 @@ async def test_a_stream_is_renewed_before_its_time_is_over(world: World) -> None
     world.service.gates[1].set()
     assert await slow == 1
     ended = ("/facegrid.api.v1.IdentificationService/IdentifyStream", "OK", "")
-    await until(lambda: ended in world.observed)
+    await until(lambda: ended in world.observed, SOON_S)
 
 
 async def test_retiring_ends_the_stream_in_order(world: World) -> None:
@@ -64,7 +64,7 @@ async def test_retiring_ends_the_stream_in_order(world: World) -> None:
     world.service.gates[1].set()
 
     assert await slow == 1
-    await until(lambda: world.caller.idle)
+    await until(lambda: world.caller.idle, SOON_S)
     assert world.service.calls == {"streams": 1}
 
 
@@ -111,7 +111,7 @@ async def test_a_stream_that_carries_nothing_ends(
     assert not world.caller.idle
     world.service.gates[1].set()
     assert await slow == 1
-    await until(lambda: world.caller.idle)
+    await until(lambda: world.caller.idle, SOON_S)
 
     assert await world.ask(2) == 2
     assert world.service.calls == {"streams": 2}
@@ -122,8 +122,8 @@ async def test_giving_up_is_heard_on_a_stream_that_takes_nothing_more(world: Wor
     await world.service.until(1)
     world.caller.retire()
     slow.cancel()
-    await until(lambda: world.service.ended["cancelled"] == 1)
-    await until(lambda: world.caller.idle)
+    await until(lambda: world.service.ended["cancelled"] == 1, SOON_S)
+    await until(lambda: world.caller.idle, SOON_S)
 
 
 async def test_a_stream_by_which_nothing_comes_is_left(world: World) -> None:
@@ -134,7 +134,7 @@ async def test_a_stream_by_which_nothing_comes_is_left(world: World) -> None:
 
     world.service.rpc.streams.serve = hold  # type: ignore[method-assign]  # something between
     late = asyncio.get_running_loop().create_task(world.ask(1, "g", 1.0))
-    await until(lambda: world.service.calls["streams"] == 1)
+    await until(lambda: world.service.calls["streams"] == 1, SOON_S)
     await world.clock.advance(stream_caller.SILENT_S)
     error = await refusal(late)
 

@@ -27,7 +27,7 @@ from facegrid.rpc.channel import open_channel
 from facegrid.rpc.status import from_call_error, to_call_error
 from facegrid.rpc.stream_caller import Methods, StreamCaller
 from facegrid.wire import to_wire_vectors
-from tests.fakes.stream_world import LONG_S, METHOD, SHORT_S, World, made, refusal
+from tests.fakes.stream_world import LONG_S, METHOD, SHORT_S, SOON_S, World, made, refusal
 from tests.fakes.waiting import until
 
 
@@ -78,7 +78,7 @@ async def test_who_does_not_want_to_know_any_more_ends_the_work(world: World) ->
     with suppress(asyncio.CancelledError):
         await cancelled
     assert await world.ask(3) == 3
-    await until(lambda: world.service.ended["cancelled"] == 2)
+    await until(lambda: world.service.ended["cancelled"] == 2, SOON_S)
 
     assert isinstance(late, DeadlineError)
     assert {code for _, code, _ in world.observed} <= {"CANCELLED", "DEADLINE_EXCEEDED", "OK"}
@@ -153,7 +153,7 @@ async def test_a_peer_that_reads_nothing_is_hung_up_and_takes_no_place(
 
     assert [error.reason for error in ended.value.exceptions] == ["UNREAD"]
     assert told == [1, 2, 3, 4, 5]
-    await until(lambda: world.service.rpc.streams.requests_count == 0)
+    await until(lambda: world.service.rpc.streams.requests_count == 0, SOON_S)
 
 
 @pytest.mark.parametrize(
@@ -189,13 +189,13 @@ async def test_too_many_requests_are_refused_and_giving_up_is_still_heard(
     await world.service.until(1, 2)
     refused = await refusal(world.ask(3))
     tasks[0].cancel()
-    await until(lambda: world.service.ended["cancelled"] == 1)
+    await until(lambda: world.service.ended["cancelled"] == 1, SOON_S)
 
     assert (type(refused), refused.reason) == (OverloadedError, reason)
     assert await world.ask(4) == 4
     world.service.gates[2].set()
     assert await tasks[1] == 2
-    await until(lambda: world.service.rpc.streams.requests_count == 0)
+    await until(lambda: world.service.rpc.streams.requests_count == 0, SOON_S)
 
 
 async def test_what_is_given_up_before_it_has_begun_takes_no_place(
@@ -208,7 +208,7 @@ async def test_what_is_given_up_before_it_has_begun_takes_no_place(
         for number in range(3):
             yield pb.IdentifyStreamRequest(number=number, request=request, timeout_ms=1000)
             yield pb.IdentifyStreamRequest(number=number)
-        await until(lambda: world.service.rpc.streams.requests_count == 0)
+        await until(lambda: world.service.rpc.streams.requests_count == 0, SOON_S)
         yield pb.IdentifyStreamRequest(number=9, request=request, timeout_ms=1000)
 
     written = await served(world, frames())
@@ -293,13 +293,13 @@ async def test_what_nobody_waits_for_any_more_is_not_written() -> None:
     tasks = [
         loop.create_task(caller.call(pb.IdentifyRequest(k=k), timeout_s=LONG_S)) for k in (1, 2, 3)
     ]
-    await until(lambda: len(written) == 1)
+    await until(lambda: len(written) == 1, SOON_S)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
     gate.set()
     caller.retire()
-    await until(lambda: caller.idle)
+    await until(lambda: caller.idle, SOON_S)
 
     assert [(frame.number, frame.HasField("request")) for frame in written] == [
         (1, True),
