@@ -71,7 +71,7 @@ def hardware() -> dict[str, Json]:
 
 def versions() -> dict[str, Json]:
     """Return what was measured, and with what."""
-    found: dict[str, Json] = {"python": host.interpreter()}
+    found: dict[str, Json] = {**host.versions()}
     for name in PACKAGES:
         # Of faiss there is one of three.
         with contextlib.suppress(metadata.PackageNotFoundError):

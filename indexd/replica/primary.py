@@ -28,7 +28,7 @@ from indexd.replica.erasure_journal import journal_closed
 from indexd.replica.fence import Fence, claim
 from indexd.replica.follower import Follower
 from indexd.replica.forerunners import Forerunners
-from indexd.replica.shard_copy import FLUSH_ABSORB_ROWS_MAX, NodePorts, Phase, ShardCopy, Trust
+from indexd.replica.shard_copy import NodePorts, Phase, ShardCopy, Trust
 from indexd.replica.sweeping import Sweeper
 from indexd.replica.unsettled import settle
 from indexd.replica.writer import ShardWriter
@@ -324,7 +324,7 @@ class Primary(ShardCopy):
             await bulk.unpin_committed(self.ports.store, self.state, self.persisted)
             rewritten = choose(flushing.sizes(self.state, self.persisted))
             captured = flushing.capture(self.state, self.persisted, self.generation, rewritten)
-            await self._code(captured)
+            await self.absorb_few(captured.state, captured.rows_written_last)
             coded = await self.codes(flushing.coding(captured))
             built = await self.gently(flushing.building(captured, coded))
             try:
@@ -342,14 +342,6 @@ class Primary(ShardCopy):
                 segments=len(self.persisted.segments),
             )
             await self._trim()
-
-    async def _code(self, captured: flushing.Capture) -> None:
-        """Code the rows that a flush is about to write: what is stored without codes is coded
-        again at every start. Unless too many wait, as after a load, or another codebook comes.
-        """
-        index, last = captured.state.index, captured.rows_written_last
-        if last - index.indexed_count <= FLUSH_ABSORB_ROWS_MAX:
-            await self.absorb(captured.state, last)
 
     async def _store(self, built: flushing.Flush) -> None:
         """Store what a flush made, and commit its manifest."""

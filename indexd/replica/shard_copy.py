@@ -307,6 +307,13 @@ class ShardCopy(ABC):
             ahead = await self.on(self.ports.coding_thread, code)
             await self.on(self.ports.search_thread, partial(index.add_coded, ahead, rows))
 
+    async def absorb_few(self, state: ShardState, last: int) -> None:
+        """Code the rows before this one that a flush is about to write: what is stored without
+        codes is coded again at every start. Unless too many wait, as after a load.
+        """
+        if last - state.index.indexed_count <= FLUSH_ABSORB_ROWS_MAX:
+            await self.absorb(state, last)
+
     async def codes(self, coding: Coding) -> list[CodedRows | None]:
         """Take codes out of an index, in steps and beside searches."""
         while await self.on(self.ports.search_thread, coding.step):

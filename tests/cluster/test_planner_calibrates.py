@@ -40,7 +40,7 @@ def test_what_is_calibrated_can_be_planned_with_and_is_held_to_account(
     )
     assert json.loads(capsys.readouterr().out)["met"]
 
-    given = ("--templates", "3000", "--window-s", "1", "--starts", "1")
+    given = ("--templates", "3000", "--window-s", "1", "--turns", "2")
     given = (*given, "--calibration", str(file), "--results", str(tmp_path / "results"))
     assert stage.main(planning.STAGE, given) == 0
     (written,) = (tmp_path / "results").iterdir()

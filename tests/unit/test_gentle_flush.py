@@ -153,11 +153,11 @@ async def test_a_flush_codes_what_it_writes_and_nothing_when_too_much_waits(
     """Nobody codes in the background here; as many rows wait as a flush may code, or one more."""
     state, named = primary.state, codebook()
     state.adopt(IvfPq(named.codebook), named.sha256)
-    monkeypatch.setattr("indexd.replica.primary.FLUSH_ABSORB_ROWS_MAX", ROWS - 1 + few)
+    monkeypatch.setattr("indexd.replica.shard_copy.FLUSH_ABSORB_ROWS_MAX", ROWS - 1 + few)
     captured = flush.capture(state, primary.persisted, 1)
     await primary.write(EnrolRequest("r2", ["t"], ["t"], rows(1, 2)))
 
-    await primary._code(captured)
+    await primary.absorb_few(state, captured.rows_written_last)
 
     assert captured.rows_written_last == ROWS
     indexed_count = state.index.indexed_count

@@ -58,7 +58,7 @@ class Calibration:
         memory_factor: resident bytes of a template over those that are accounted for.
         router_bytes: resident memory of a router.
         disk_factor: bytes stored for a template, over those of its arrays and ids.
-        start_s: seconds until a node with a few empty shards serves.
+        start_s: seconds until a node with four empty shards serves.
         load_per_s: templates a second that a starting node reads from segments.
         enrol_per_s: templates a second through the public API, one client.
         store_bytes_per_s: that one process reads from the object store.

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import psutil
 
 PACKAGES = ("facegrid", "faiss-cpu", "grpcio", "numpy", "protobuf")
 CPUINFO = Path("/proc/cpuinfo")
-OPTIMISED = "--enable-optimizations"
-"""How Python is configured where the compiler is shown what the interpreter does most."""
 
 
 def cores() -> int:
@@ -30,18 +27,9 @@ def hardware() -> dict[str, str | int | float]:
     }
 
 
-def interpreter() -> str:
-    """Return the version of Python, and whether it was built without what compilers can do for it:
-    such a one takes longer for everything, see docs/OPERATIONS.md.
-    """
-    # Linux alone tells how it was built.
-    built = str(sysconfig.get_config_var("CONFIG_ARGS") or OPTIMISED)
-    return platform.python_version() + ("" if OPTIMISED in built else " (not optimised)")
-
-
 def versions() -> dict[str, str]:
     """Return what was measured, and with what; packages that are not installed are left out."""
-    found = {"python": interpreter()}
+    found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

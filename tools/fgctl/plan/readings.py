@@ -78,8 +78,9 @@ class Readings:
             with all of it, each after a start.
         router_bytes: of the router, at the end.
         segments_bytes: in the store, of all rows.
-        start_s: of a node with the same shards, still empty.
-        load_s: of the node with all rows.
+        start_s: that a node with the large gallery's shards takes to start, still empty.
+        all_start_s: the same with the shards of all galleries, still empty.
+        load_s: the same with all rows.
         enrol_s: that enrolling the large gallery took.
         store_bytes_per_s: read from the store.
         client_call_cpu_s, router_call_cpu_s, router_probe_cpu_s, node_call_cpu_s: see Calibration.
@@ -96,6 +97,7 @@ class Readings:
     router_bytes: int
     segments_bytes: int
     start_s: float
+    all_start_s: float
     load_s: float
     enrol_s: float
     store_bytes_per_s: float
@@ -197,7 +199,7 @@ def calibration(
         router_bytes=readings.router_bytes,
         disk_factor=1.0,
         start_s=readings.start_s,
-        load_per_s=sizes.rows / max(readings.load_s - readings.start_s, 0.01),
+        load_per_s=sizes.rows / max(readings.load_s - readings.all_start_s, 0.01),
         enrol_per_s=sizes.many_rows / readings.enrol_s,
         store_bytes_per_s=readings.store_bytes_per_s,
     )
