@@ -302,16 +302,21 @@ class ShardCopy(ABC):
         """
         index, rows = (state or self.state).index, ABSORB_ROWS_AT_ONCE
         wanted = index.rows_count if last is None else last
-        while index.codebook is not None and index.indexed_count < wanted:
+        while True:
+            coded = index.codebook is not None
             code = partial(index.coded_ahead, rows)
-            ahead = await self.on(self.ports.coding_thread, code)
+            ahead = await self.on(self.ports.coding_thread, code) if coded else None
             await self.on(self.ports.search_thread, partial(index.add_coded, ahead, rows))
+            if index.codebook is None or index.indexed_count >= wanted:
+                return
 
     async def absorb_few(self, state: ShardState, last: int) -> None:
         """Code the rows before this one that a flush is about to write: what is stored without
         codes is coded again at every start. Unless too many wait, as after a load.
         """
-        if last - state.index.indexed_count <= FLUSH_ABSORB_ROWS_MAX:
+        index = state.index
+        waiting_count = last - index.indexed_count
+        if index.codebook is not None and 0 < waiting_count <= FLUSH_ABSORB_ROWS_MAX:
             await self.absorb(state, last)
 
     async def codes(self, coding: Coding) -> list[CodedRows | None]:
