@@ -224,7 +224,7 @@ class Cluster:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds, which must be within 30 s."""
-        await until(holds, 30)
+        await until(holds, 30, look_s=0.01)
 
 
 @asynccontextmanager

@@ -11,8 +11,10 @@ PATIENCE_S: Final = 60.0
 LOOK_S: Final = 0.001
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
+async def until(
+    condition: Callable[[], bool], timeout_s: float = PATIENCE_S, look_s: float = LOOK_S
+) -> None:
     """Let everybody else run until something is so; fail once the time is over."""
     async with asyncio.timeout(timeout_s):
         while not condition():
-            await SystemClock().sleep(LOOK_S)
+            await SystemClock().sleep(look_s)
