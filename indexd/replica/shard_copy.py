@@ -34,11 +34,11 @@ ABSORB_ROWS = 512
 twice as long: half of it was for the tail.
 """
 ABSORB_ROWS_AT_ONCE = 1024
+"""Rows that are coded, and then added while no search comes in between."""
 FLUSH_ABSORB_ROWS_MAX = 16_384
 """A flush codes no more rows than these before it stores them: others wait for it, some of them
-with writes held. It takes one core about half a second.
+with writes held.
 """
-"""Rows that are coded, and then added while no search comes in between."""
 
 REST_TIMES = 2.0
 """How many times as long as a step of long work took the rest after it is."""

@@ -127,7 +127,7 @@ async def test_whoever_flushes_rests_between_steps_unless_somebody_waits(
     assert len(primary.persisted.segments) == 2
 
 
-async def test_rows_that_wait_to_be_coded_are_stored_with_codes_and_not_coded_at_a_start(
+async def test_rows_that_wait_to_be_coded_are_stored_with_codes(
     rig: Rig, primary: Primary
 ) -> None:
     """1 all but the last rows are coded; 2 flush: the segment has the codes of all of them."""
