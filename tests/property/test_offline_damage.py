@@ -5,10 +5,11 @@ from itertools import combinations
 
 import pytest
 
+from facegrid.format.erasures import journal_objects
 from facegrid.testing.memory_blob import MemoryBlobStore
 from fgctl.meta_file import Meta
 from fgctl.offline.verify import Scope, survey, verify
-from tests.fakes.small_store import FIRST, small_store
+from tests.fakes.small_store import FIRST, SECOND, UID, small_store
 
 SMALL = small_store()
 KINDS = {
@@ -26,7 +27,7 @@ KINDS = {
 
 async def problems(store: MemoryBlobStore, meta: Meta | None = None) -> dict[str, str]:
     """Return what verify finds wrong: reasons by name."""
-    report = await verify(await survey(store), Scope(meta=meta))
+    report = await verify(await survey(store), Scope(meta=meta, records=True))
     assert report.whole == (not report.findings.problems)
     return {one.name: one.reason for one in report.findings.problems}
 
@@ -126,8 +127,31 @@ async def test_with_saved_records_of_etcd_every_committed_object_is_missed_by_na
     for name in SMALL.store.objects:
         found = await problems(with_object(name, None), SMALL.meta)
 
-        unneeded = (SMALL.zombie, SMALL.record)
-        assert (name in found) == (name not in unneeded), "what nothing needs is not missed"
+        if name == SMALL.record:
+            assert found == {f"cluster/{UID}/": "RECORDS_MISSING"}
+        else:
+            assert (name in found) == (name != SMALL.zombie), "what nothing needs is not missed"
+
+
+async def test_the_records_of_a_gallery_are_missed_without_saved_ones_of_etcd_too() -> None:
+    """Without them `fgctl meta recover` could not tell which gallery the shards are of."""
+    store = with_object(SMALL.record, None)
+    assert await problems(store) == {f"cluster/{UID}/": "RECORDS_MISSING"}
+
+    for name in list(store.objects):
+        if "/segments/" not in name:
+            del store.objects[name]
+    assert "RECORDS_MISSING" not in (await problems(store)).values(), "nothing was committed"
+
+
+async def test_a_dropped_gallery_has_no_records_any_more_and_that_is_no_problem() -> None:
+    store = with_object(SMALL.record, None)
+    for shard_id in (FIRST, SECOND):
+        assert "RECORDS_MISSING" in (await problems(store)).values(), "one of two is not enough"
+        (closing,) = journal_objects(shard_id, None, [], last_position=9, closing=True)
+        store.objects[closing.name] = closing.data
+
+    assert "RECORDS_MISSING" not in (await problems(store)).values()
 
 
 async def test_a_store_set_back_to_before_the_saved_records_is_found() -> None:

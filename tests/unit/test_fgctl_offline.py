@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from facegrid.format import digest as digests
+from facegrid.format.stored_gallery import StoredGallery
+from facegrid.model import ShardMap
 from fgctl import meta_file
 from fgctl.__main__ import run
 from indexd.engine.requests import EraseRequest
+from indexd.replica import gallery_records
 from indexd.replica.primary import Primary
-from tests.fakes.engine_store import SHARD, EngineWorld, enrol_request
+from tests.fakes.engine_store import GALLERY, SHARD, EngineWorld, enrol_request
 from tests.fakes.small_store import FIRST, SECOND, TRIMMED, UID, small_store
 
 SMALL = small_store()
@@ -264,10 +267,12 @@ def test_a_folder_that_is_not_there_is_refused_and_not_made(
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[EngineWorld]:
-    """On which a real primary writes."""
+    """On which a real primary writes; the node's part is to keep the gallery's records."""
     with ThreadPoolExecutor(1) as threads:
         made = EngineWorld(tmp_path / "store", threads)
         await made.create()
+        shard_map = ShardMap(GALLERY.name, GALLERY.uid, 1, (SHARD,))
+        await gallery_records.keep(made.store, StoredGallery(GALLERY, shard_map))
         yield made
 
 
@@ -341,7 +346,7 @@ async def test_every_object_of_the_engine_is_missed_but_the_end_of_the_log(
         await write_and_erase(primary)
     fgctl = Shell(tmp_path / "store", capsys)
     names = [name for name in await world.store.list("") if not name.endswith("-u5")]
-    assert len(names) == 6, "the journal of the erasure too"
+    assert len(names) == 7, "the journal of the erasure and the records of the gallery too"
 
     for name in names:
         path = fgctl.root / name

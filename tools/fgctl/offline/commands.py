@@ -125,7 +125,7 @@ def verify_command(
     or a stopped cluster.
     """
     meta = None if meta_path is None else meta_file.load(meta_path)
-    scope = Scope(ShardId(shard) if shard else None, meta)
+    scope = Scope(ShardId(shard) if shard else None, meta, records=True)
     report = asyncio.run(_verify(reader, scope, quiet=as_json))
     if as_json:
         render.show_json(report_json(report))

@@ -1,6 +1,6 @@
 """Checks a whole store: every shard, every codebook, and lists what does not belong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from facegrid.blob.reader import BlobReader, DirectoryReader
@@ -8,10 +8,10 @@ from facegrid.coord import keys
 from facegrid.errors import NotFoundError
 from facegrid.format.codebook import codebook_name, decode_codebook
 from facegrid.format.inventory import Inventory, ShardNames, take_inventory
-from facegrid.format.stored_gallery import decode_stored_gallery
 from facegrid.ids import ShardId
 from fgctl.meta_file import Meta
 from fgctl.offline.findings import Findings, Objects
+from fgctl.offline.gallery_check import check_galleries
 from fgctl.offline.journal_check import check_journals
 from fgctl.offline.shard_check import Expected, ShardCheck, ShardReport
 
@@ -33,10 +33,13 @@ class StoreReport:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What to check: one shard or all, against saved records of etcd or not."""
+    """What to check: one shard or all, against saved records of etcd or not; `records`: whether
+    the store must keep records of its galleries, as a cluster's must, but no snapshot.
+    """
 
     shard_id: ShardId | None = None
     meta: Meta | None = None
+    records: bool = False
 
     def shards(self, inventory: Inventory) -> list[ShardId]:
         """Return the shards to check, sorted; those that only etcd knows too.
@@ -57,6 +60,21 @@ class Scope:
             )
         return [self.shard_id]
 
+    def recorded(self, inventory: Inventory, closed: Collection[ShardId]) -> list[ShardId]:
+        """Return the shards whose gallery the store must keep records of: those that something was
+        committed to, and that were not dropped, as the journals in `closed` and etcd tell.
+        """
+        gone = self._dropped().union(closed)
+        held = inventory.shards
+        return [
+            one
+            for one in self.shards(inventory)
+            if self.records
+            and one in held
+            and (held[one].logs or held[one].manifests)
+            and one not in gone
+        ]
+
     def expected(self, shard_id: ShardId) -> Expected:
         """Return what etcd said about a shard."""
         if self.meta is None or shard_id in self._dropped():
@@ -74,10 +92,10 @@ class Scope:
         }
 
     def _dropped(self) -> set[ShardId]:
-        assert self.meta is not None, "asked for only where there is one"
+        keys_held = () if self.meta is None else self.meta.values
         return {
             ShardId(keys.name_of(key, keys.DROPPED))
-            for key in self.meta.values
+            for key in keys_held
             if key.startswith(keys.DROPPED)
         }
 
@@ -134,11 +152,11 @@ async def verify(
         reports.append(await check.run())
         codebooks = {**check.codebooks, **codebooks}
         journals |= check.journals
-    await check_journals(objects, store.journals(scope), journals)
+    closed = await check_journals(objects, store.journals(scope), journals)
     for name in store.inventory.codebooks:
         await objects.hashed(name, decode_codebook)
-    for name in store.inventory.galleries:
-        await objects.hashed(name, decode_stored_gallery)
+    recorded = scope.recorded(store.inventory, closed)
+    await check_galleries(objects, store.inventory.galleries, recorded)
     for (uid, sha256), needed_by in sorted(codebooks.items()):
         name = codebook_name(uid, sha256)
         if name not in objects.names:
