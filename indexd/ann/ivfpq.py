@@ -70,8 +70,8 @@ class IvfPq:
         assert codebook.pq.size == (1 << PQ_BITS) * codebook.dim, f"shape: {codebook.pq.shape}"
         self.codebook = codebook
         self.count = 0
-        self.sizes: Int64 = np.zeros(codebook.nlist, np.int64)
-        """How many rows each list holds."""
+        # Of the lists, and none at the place of -1, which stands for no list.
+        self._sizes: Int64 = np.zeros(codebook.nlist + 1, np.int64)
         # faiss has no types worth the name: Any at its edge.
         self._coarse: Any = faiss.IndexFlatIP(codebook.dim)
         self._coarse.add(np.ascontiguousarray(codebook.centroids))
@@ -90,11 +90,17 @@ class IvfPq:
         index.is_trained = True
         self._lists: Any = faiss.downcast_InvertedLists(index.invlists)
         self._index = index
+        self._unmasked: dict[int, Any] = {}
 
     @property
     def nlist(self) -> int:
         """Lists."""
         return self.codebook.nlist
+
+    @property
+    def sizes(self) -> Int64:
+        """How many rows each list holds."""
+        return self._sizes[:-1]
 
     @property
     def memory_bytes(self) -> int:
@@ -141,7 +147,7 @@ class IvfPq:
             taken = order[begin:end]
             self._extend(number, taken + self.count, encoded.codes[taken])
         self.count += len(encoded)
-        self.sizes = self.sizes + counts
+        self._sizes = self._sizes + np.append(counts, 0)
         self._index.ntotal = self.count
 
     def add_through_faiss(self, x: Float32) -> None:
@@ -149,7 +155,7 @@ class IvfPq:
         self._index.add(x)
         self.count = self._index.ntotal
         numbers = range(self.codebook.nlist)
-        self.sizes = np.array([self._lists.list_size(number) for number in numbers], np.int64)
+        self._sizes = np.array([*map(self._lists.list_size, numbers), 0], np.int64)
 
     def encoded(self, first: int, last: int) -> EncodedRows:
         """Return rows first to last - 1 as they were coded."""
@@ -195,8 +201,7 @@ class IvfPq:
             wanted: rows per probe.
             live: rows that may be returned, bit i % 8 of byte i / 8; None: all.
         """
-        parameters: Any = faiss.SearchParametersIVF()
-        parameters.nprobe = lists.shape[1]
+        parameters = self._parameters(lists.shape[1], masked=live is not None)
         # Held here until the scan is over: faiss sees only its address.
         selector = None
         if live is not None:
@@ -221,9 +226,19 @@ class IvfPq:
         )
         return Scanned(rows, likeness)
 
+    def _parameters(self, nprobe: int, *, masked: bool) -> Any:
+        """Return parameters of a search; those that no selector is put into are kept."""
+        parameters = None if masked else self._unmasked.get(nprobe)
+        if parameters is None:
+            parameters = faiss.SearchParametersIVF()
+            parameters.nprobe = nprobe
+            if not masked:
+                self._unmasked[nprobe] = parameters
+        return parameters
+
     def rows_in(self, lists: Int64) -> Int64:
         """Return how many rows the lists of each probe hold, int64 [m]; -1 stands for no list."""
-        counts: Int64 = np.append(self.sizes, 0)[lists].sum(axis=1)
+        counts: Int64 = self._sizes[lists].sum(axis=1)
         return counts
 
     def _extend(self, number: int, ids: Int64, codes: UInt8) -> None:

@@ -247,7 +247,7 @@ class Looking:
 
     def _limits(self, coded_all: Bool, tail_all: Bool) -> Limits:
         wanted = self._wanted
-        whole = np.stack([coded_all, tail_all])
+        whole = np.array((coded_all, tail_all))
         return Limits(wanted.k, wanted.threshold, self._tail_first, whole)
 
     def _tail(self, probes: Probes, times: int) -> tuple[Int64, Bool]:
@@ -312,10 +312,11 @@ class Looking:
         """Tell for which probes there are no other rows with codes than those found."""
         if self._coded is None:
             return np.ones(len(rows), np.bool_)
-        wanted = rows.shape[1]
-        few: Bool = np.count_nonzero(rows >= 0, axis=1) < wanted
         everywhere: Bool = looked == self._coded.part.nlist
-        every: Bool = everywhere & (few | (wanted == self._tail_first))
+        if rows.shape[1] == self._tail_first or not everywhere.any():
+            return everywhere
+        # Where fewer are found than wanted, -1 stands for the others.
+        every: Bool = everywhere & (rows.min(axis=1) < 0)
         return every
 
     def _kept(self, ranked: rescore.Ranked) -> Bool:

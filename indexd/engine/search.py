@@ -116,7 +116,8 @@ def search(
         shard=np.repeat(np.arange(len(hits)), [len(hit.rows) for hit in hits]),
         rows=np.concatenate([hit.rows for hit in hits]),
     )
-    entries = _best(every, states, wish.k)
+    best = _best_of_one if len(probes) == 1 else _best
+    entries = best(every, states, wish.k)
     places = list(zip(entries.shard.tolist(), entries.rows.tolist(), strict=True))
     return Found(
         counts=np.bincount(entries.probe, minlength=len(probes)).astype(np.uint32),
@@ -138,7 +139,7 @@ class _Entries:
     shard: Int64
     rows: Int64
 
-    def part(self, which: Int64 | npt.NDArray[np.bool_]) -> "_Entries":
+    def part(self, which: Int64 | npt.NDArray[np.bool_] | slice) -> "_Entries":
         """Return some of them, in the order given."""
         return _Entries(self.probe[which], self.scores[which], self.shard[which], self.rows[which])
 
@@ -153,6 +154,14 @@ def _best(every: _Entries, states: Sequence[ShardState], k: int) -> _Entries:
         entries = _by_name(entries, states, k)
     rank = np.arange(len(entries.probe)) - np.searchsorted(entries.probe, entries.probe)
     return entries.part(rank < k)
+
+
+def _best_of_one(every: _Entries, states: Sequence[ShardState], k: int) -> _Entries:
+    """Return what `_best` does where there is one probe: it has nothing to tell apart."""
+    entries = every.part(np.argsort(-every.scores, kind="stable"))
+    if (entries.scores[1:] == entries.scores[:-1]).any():
+        entries = _by_name(entries, states, k)
+    return entries.part(slice(k))
 
 
 def _by_name(entries: _Entries, states: Sequence[ShardState], k: int) -> _Entries:

@@ -77,10 +77,10 @@ class Hedger:
     async def first_of(self, call: Call[T]) -> T:
         """Return what comes of a call, or of asking elsewhere, whichever is whole first."""
         self._budget = self._budget.earned()
+        if call.elsewhere is None and call.give_up is None:
+            return await self._timed(call)
         async with asyncio.TaskGroup() as group:
             first = group.create_task(self._timed(call))
-            if call.elsewhere is None and call.give_up is None:
-                return await first
             due = await self._due(first, call, self._slow_s(call))
             if due is _Due.ENDED:
                 return first.result()

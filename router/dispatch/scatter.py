@@ -135,7 +135,7 @@ class Searcher:
             InvalidError: a node refused the question itself.
             NotFoundError: there is no such gallery any more.
         """
-        known_failing = {node for node, load in self._pool.loads().items() if load.failing}
+        known_failing = self._pool.failing()
         present = self._first_pass(question, deadline_s)
         heard = await self._gather(present, present.served.shard_map.shards)
         for _ in range(PASSES_MAX - 1):
@@ -243,12 +243,14 @@ class Searcher:
         for node_id, members in groups.items():
             for shard in members:
                 present.asked.setdefault(shard.shard_id, set()).add(node_id)
+        asked = [self._of_node(present, node_id, members) for node_id, members in groups.items()]
+        if not asked:
+            return Heard()
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._of_node(present, node_id, members))
-                for node_id, members in groups.items()
-            ]
-        return sum((task.result() for task in tasks), Heard())
+            # The first one by this task: every search would need one task more.
+            tasks = [group.create_task(one) for one in asked[1:]]
+            heard = await asked[0]
+        return sum((task.result() for task in tasks), heard)
 
     def _avoiding_followers(
         self, present: _Pass, shards: Sequence[ShardAssignment]
@@ -279,7 +281,7 @@ class Searcher:
                 node_id,
                 kind=f"search {present.question.gallery}",
                 may_wait=may_wait,
-                ask=lambda: self._ask(present, node_id, shards, request),
+                ask=lambda: self._ask(present, node_id, shards, request, may_wait=may_wait),
                 elsewhere=(lambda: self._gather(present, others)) if others else None,
                 give_up=None if patient else (lambda: _silent(present, node_id, shards)),
                 whole=lambda outcome: not outcome.failures and outcome.shards_count == len(shards),
@@ -313,6 +315,8 @@ class Searcher:
         node_id: NodeId,
         shards: Sequence[ShardAssignment],
         request: shard_pb2.SearchRequest,
+        *,
+        may_wait: bool,
     ) -> Heard:
         """Ask one node. Errors are values here, so that one node's never cancels the others."""
         try:
@@ -321,7 +325,7 @@ class Searcher:
                 node_id,
                 request,
                 timeout_s=time_for_node_s(present.deadline_s, self._clock),
-                may_wait=self._positions.may_wait(node_id, demanded(request)),
+                may_wait=may_wait,
             )
             heard = heard_from(node_id, shards, request, response)
         except FacegridError as error:

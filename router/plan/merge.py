@@ -9,6 +9,7 @@ asks for it: making strings of ids costs more than all the rest.
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import getitem
 from typing import Final, overload
 
@@ -24,6 +25,9 @@ Int64 = npt.NDArray[np.int64]
 
 NO_THRESHOLD: Final = -2.0
 """Below every score: nothing is left out."""
+
+FEW_ROWS_MAX: Final = 512
+"""Rows of one probe that are merged one by one; with more NumPy is faster, see `bench.merge`."""
 
 _MAGNITUDE: Final = np.int32(0x7FFF_FFFF)
 _PAD: Final = np.iinfo(np.int32).max
@@ -146,6 +150,8 @@ def merge(parts: Sequence[Part], *, probes_count: int, k: int, threshold: float)
     widths = [int(part.counts.max(initial=0)) for part in parts]
     if sum(widths) == 0:
         return Merged([0] * (probes_count + 1), np.empty(0, np.float32), [], [])
+    if probes_count == 1 and sum(widths) <= FEW_ROWS_MAX:
+        return _few(parts, k=k, threshold=threshold)
     scores = np.concatenate([part.scores for part in parts])
     keys = _keys(parts, widths, _key_of(scores))
     worst = np.minimum(
@@ -167,6 +173,36 @@ def merge(parts: Sequence[Part], *, probes_count: int, k: int, threshold: float)
         scores[places.rows],
         subject_ids,
         template_ids,
+    )
+
+
+def _few(parts: Sequence[Part], *, k: int, threshold: float) -> Merged:
+    """Merge the lists of one probe where they are short: row by row, as what NumPy takes for each
+    step, however few the rows are, would be most of it.
+    """
+    least = float(np.float32(threshold))
+    rows = [
+        (-score, number, row)
+        for number, part in enumerate(parts)
+        for row, score in enumerate(part.scores.tolist())
+        if score >= least
+    ]
+    rows.sort()
+    if any(one[0] == other[0] for one, other in pairwise(rows)):
+        rows.sort(
+            key=lambda one: (
+                one[0],
+                parts[one[1]].subject_ids[one[2]],
+                parts[one[1]].template_ids[one[2]],
+            )
+        )
+    del rows[k:]
+    column_of, row_of = [one[1] for one in rows], [one[2] for one in rows]
+    return Merged(
+        [0, len(rows)],
+        np.array([-one[0] for one in rows], np.float32),
+        Picked([part.subject_ids for part in parts], column_of, row_of),
+        Picked([part.template_ids for part in parts], column_of, row_of),
     )
 
 

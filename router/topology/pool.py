@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -102,6 +102,13 @@ class NodePool:
             if load.failing and now_s >= failing.until_s:
                 self._loads[node_id] = NodeLoad(load.latency_s, load.calls_count)
         return {node_id: self._faded(node_id, load) for node_id, load in self._loads.items()}
+
+    def failing(self) -> Collection[NodeId]:
+        """Return the nodes that failed recently."""
+        # Asked for every search, while seldom any does.
+        if not self._failing:
+            return ()
+        return {node_id for node_id, load in self.loads().items() if load.failing}
 
     def _faded(self, node_id: NodeId, load: NodeLoad) -> NodeLoad:
         age_s = self._clock.now_s() - self._timed_s.get(node_id, 0.0)

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -150,7 +151,7 @@ class Library:
         asked = self._asked(probes)
         count, k = len(probes), limits.k
         # One piece of memory, the widest numbers first.
-        ends = np.cumsum([8 * count * k, 4 * count * k, 4 * count, count]).tolist()
+        ends = list(accumulate((8 * count * k, 4 * count * k, 4 * count, count)))
         space = np.empty(ends[-1], np.uint8)
         at = _at(space)
         failed = self._answer(
