@@ -6,12 +6,13 @@ rows. It finds mistakes and damage; it is not made to withstand somebody who cho
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from facegrid.format.checks import require
+from facegrid.ids import ID_BYTES_MAX
 from facegrid.vectors import Int8
 
 UInt32 = npt.NDArray[np.uint32]
@@ -20,6 +21,8 @@ DIGEST_BYTES = 16
 BLOCK_ROWS = 4096
 """Rows hashed of one copy: 2 MiB of codes at 512 dimensions."""
 _MODULUS = 2**128
+_LENGTHS = [number.to_bytes(2, "little") for number in range(ID_BYTES_MAX + 1)]
+"""As they stand before ids; longer ones than facegrid takes are hashed all the same."""
 
 
 def row_digest(subject_id: str, template_id: str, codes: bytes) -> int:
@@ -38,24 +41,37 @@ def row_digests(subjects: Sequence[bytes], templates: Sequence[bytes], codes: In
         templates: likewise.
         codes: int8 [n, dim].
     """
+    hashed = b"".join(_hashes(subjects, templates, codes))
+    return np.frombuffer(hashed, "<u4").reshape(-1, 4)
+
+
+def of_rows(subjects: Sequence[bytes], templates: Sequence[bytes], codes: Int8) -> int:
+    """Return the digest of rows, given as `row_digests` takes them."""
+    return (
+        sum(int.from_bytes(hashed, "little") for hashed in _hashes(subjects, templates, codes))
+        % _MODULUS
+    )
+
+
+def _hashes(subjects: Sequence[bytes], templates: Sequence[bytes], codes: Int8) -> Iterator[bytes]:
     assert len(subjects) == len(templates) == len(codes), "one of each for a row"
     longest = max(max(map(len, ids), default=0) for ids in (subjects, templates))
-    lengths = [length.to_bytes(2, "little") for length in range(longest + 1)]
+    lengths = _LENGTHS
+    if longest >= len(lengths):
+        lengths = [number.to_bytes(2, "little") for number in range(longest + 1)]
     # A copy costs a third less than an object made anew.
     fresh = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    dim, found = codes.shape[1], np.empty((len(codes), 4), np.uint32)
+    dim = codes.shape[1]
     # In blocks: all rows at once would be in memory twice.
     for first in range(0, len(codes), BLOCK_ROWS):
         block = slice(first, first + BLOCK_ROWS)
-        data, hashed = codes[block].tobytes(), list[bytes]()
+        data = codes[block].tobytes()
         places = range(0, len(data), dim)
         for subject, template, at in zip(subjects[block], templates[block], places, strict=True):
             one = fresh.copy()
             head = lengths[len(subject)] + lengths[len(template)]
             one.update(head + subject + template + data[at : at + dim])
-            hashed.append(one.digest())
-        found[block] = np.frombuffer(b"".join(hashed), "<u4").reshape(-1, 4)
-    return found
+            yield one.digest()
 
 
 def total(rows: UInt32) -> int:

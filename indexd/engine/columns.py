@@ -1,8 +1,9 @@
 """Ids and the rows of each subject, packed: millions of ids without millions of objects."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -85,10 +86,11 @@ class TextColumn:
             return [text[begin:end] for begin, end in zip(begins, ends, strict=True)]
         return [data[begin:end].decode() for begin, end in zip(begins, ends, strict=True)]
 
-    def append(self, text: str) -> None:
-        """Add an entry at the end."""
-        self._data += text.encode()
-        self._ends.append(len(self._data))
+    def add(self, encoded: Sequence[bytes]) -> None:
+        """Add entries, given in UTF-8, at the end: without NumPy, which costs more for a few."""
+        ends = list(accumulate(map(len, encoded), initial=len(self._data)))
+        self._data += b"".join(encoded)
+        self._ends.extend(ends[1:])
 
     def extend(self, texts: PackedTexts) -> None:
         """Add many entries at the end."""
@@ -128,20 +130,24 @@ class SubjectRows:
         number = self._numbers.get(subject_id)
         return number if number is not None and number < len(self.names) else None
 
-    def add_row(self, subject_id: str) -> int:
-        """Give the next row to a subject; return the subject's number."""
+    def add_rows(self, names: Sequence[str]) -> Int32:
+        """Give the next rows to subjects, one to each; return the subjects' numbers, int32 [n]."""
         assert not self._staged, "what is staged has the next numbers"
-        number = self._numbers.get(subject_id)
-        if number is None:
-            number = len(self.names)
-            self._numbers[subject_id] = number
-            self.names.append(subject_id)
-            self._newest.append(-1)
-        row = len(self._previous)
-        self._previous.append(self._newest[number])
-        self._newest[number] = row
-        self._subjects.append(number)
-        return number
+        known, newest, previous = self._numbers, self._newest, self._previous
+        new: list[bytes] = []
+        numbers: list[int] = []
+        for row, name in enumerate(names, len(previous)):
+            number = known.get(name)
+            if number is None:
+                number = known[name] = len(newest)
+                new.append(name.encode())
+                newest.append(-1)
+            previous.append(newest[number])
+            newest[number] = row
+            numbers.append(number)
+        self.names.add(new)
+        self._subjects.extend(numbers)
+        return np.array(numbers, np.int32)
 
     def stage(self, names: Sequence[str]) -> Int32:
         """Return the numbers of subjects, int32 [n]; those that are new get the next ones."""
@@ -240,9 +246,9 @@ class HashColumn:
     def __init__(self) -> None:
         self._hashes = array("q")
 
-    def append(self, text: str) -> None:
-        """Add the next row's id."""
-        self._hashes.append(hash(text))
+    def add(self, texts: Iterable[str]) -> None:
+        """Add the next rows' ids."""
+        self._hashes.extend(map(hash, texts))
 
     def extend(self, hashes: Int64) -> None:
         """Add the next rows, by the hash of each id."""

@@ -123,9 +123,8 @@ def _digest(kind: bytes, lists: list[list[str]], rest: bytes) -> bytes:
     state = hashlib.blake2b(kind, digest_size=16)
     for texts in lists:
         state.update(len(texts).to_bytes(8, "little"))
-        for text in texts:
-            data = text.encode()
-            state.update(len(data).to_bytes(2, "little") + data)
+        encoded = [text.encode() for text in texts]
+        state.update(b"".join([len(one).to_bytes(2, "little") + one for one in encoded]))
     state.update(rest)
     return state.digest()
 
@@ -209,6 +208,10 @@ class InheritedRequests:
             self._ranges.setdefault(request.request_id, []).append(request.range)
             if len(self._entries) > self._count_max:
                 self._forget_oldest()
+
+    def has(self, request_id: str) -> bool:
+        """Tell whether anything is known of a request."""
+        return request_id in self._ranges
 
     def done_for(self, request_id: str, key: int) -> bool:
         """Tell whether a request was carried out for a key before it came here."""

@@ -16,7 +16,7 @@ from facegrid.errors import ConflictError, CorruptError, InvalidError
 from facegrid.format import digest as digests
 from facegrid.format.log import EnrolRecord, EraseRecord, LoadRecord, LogRecord, LogRef
 from facegrid.format.sources import SourcePosition
-from facegrid.ids import ShardId, subject_key
+from facegrid.ids import ShardId, subject_keys
 from facegrid.model import HashRange
 from indexd.ann.index import ShardIndex
 from indexd.ann.ivfpq import IvfPq
@@ -222,20 +222,21 @@ class ShardState:
         """Return the rows that are not there yet, and add them to the overlay."""
         new: list[int] = []
         added: dict[tuple[str, str], bytes] = {}
+        keys, elsewhere = self._keys_of(request.subject_ids)
+        inherited = self.inherited.has(request.request_id)
+        data, dim = request.codes.tobytes(), request.codes.shape[1]
         pairs = zip(request.subject_ids, request.template_ids, strict=True)
-        for row, (key, codes) in enumerate(zip(pairs, request.codes, strict=True)):
-            subject_id, template_id = key
-            subject = subject_key(subject_id)
-            if not self.range.contains(subject):
+        for row, pair in enumerate(pairs):
+            if row == elsewhere:
                 raise InvalidError(
                     f"subject does not belong to this shard row={row} shard={self.shard_id}",
                     reason="SUBJECT_ELSEWHERE",
                     row=row,
                     shard=self.shard_id,
                 )
-            data = codes.tobytes()
-            if key in added:
-                if added[key] != data:
+            codes = data[row * dim : (row + 1) * dim]
+            if pair in added:
+                if added[pair] != codes:
                     raise InvalidError(
                         f"template stands twice in the request with different vectors row={row}",
                         reason="DUPLICATE_ROW",
@@ -243,14 +244,16 @@ class ShardState:
                         field="template_ids",
                     )
                 continue
-            there = overlay.rows.get(key) or self._stored(subject_id, template_id)
+            there = overlay.rows.get(pair)
+            if there is None and self.subjects.number(pair[0]) is not None:
+                there = self._stored(*pair)
             if there is None:
-                if self.inherited.done_for(request.request_id, subject):
+                if inherited and self.inherited.done_for(request.request_id, int(keys[row])):
                     # A late copy: the row was enrolled, and has been erased since.
                     continue
-                added[key] = data
+                added[pair] = codes
                 new.append(row)
-            elif there != data:
+            elif there != codes:
                 raise ConflictError(
                     f"template exists with another vector row={row}",
                     reason="TEMPLATE_EXISTS",
@@ -259,6 +262,12 @@ class ShardState:
                 )
         overlay.rows.update(added)
         return new
+
+    def _keys_of(self, subject_ids: Sequence[str]) -> tuple[npt.NDArray[np.uint64], int | None]:
+        """Return the keys of subjects, and the place of the first that does not belong here."""
+        keys = subject_keys([one.encode() for one in subject_ids])
+        outside = (keys < np.uint64(self.range.first)) | (keys > np.uint64(self.range.last))
+        return keys, int(outside.argmax()) if outside.any() else None
 
     def _stored(self, subject_id: str, template_id: str) -> bytes | None:
         """Return the stored row of a live template, or None."""
@@ -292,10 +301,12 @@ class ShardState:
                 vectors.check_codes(record.codes)
             except InvalidError as error:
                 return error.message
-        for row, subject_id in enumerate(record.subject_ids):
-            if not self.range.contains(subject_key(subject_id)):
-                return f"a subject of it belongs to another shard row={row}"
-        return ""
+        _, elsewhere = self._keys_of(record.subject_ids)
+        return (
+            ""
+            if elsewhere is None
+            else f"a subject of it belongs to another shard row={elsewhere}"
+        )
 
     def apply(self, record: LogRecord, log: LogRef) -> Outcome:
         """Carry out a committed record; return what it did."""
@@ -379,15 +390,13 @@ class ShardState:
         self, template_ids: Sequence[str], subject_ids: Sequence[str], codes: vectors.Int8
     ) -> npt.NDArray[np.int32]:
         """Add rows to ids and digest only; return the subjects' numbers."""
-        numbers = np.empty(len(template_ids), np.int32)
-        for row, (subject_id, template_id) in enumerate(
-            zip(subject_ids, template_ids, strict=True)
-        ):
-            numbers[row] = self.subjects.add_row(subject_id)
-            self.templates.append(template_id)
-            self._template_hashes.append(template_id)
-            one = digests.row_digest(subject_id, template_id, codes[row].tobytes())
-            self.digest = digests.add(self.digest, one)
+        templates = [one.encode() for one in template_ids]
+        subjects = [one.encode() for one in subject_ids]
+        added = digests.of_rows(subjects, templates, codes)
+        numbers = self.subjects.add_rows(subject_ids)
+        self.templates.add(templates)
+        self._template_hashes.add(template_ids)
+        self.digest = digests.add(self.digest, added)
         self._erased += bytes(len(numbers))
         self.templates_count += len(numbers)
         return numbers

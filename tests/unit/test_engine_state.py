@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from facegrid import vectors
 from facegrid.errors import ConflictError, FacegridError, InvalidError
 from facegrid.format.log import LogRef
-from facegrid.ids import KEY_LAST, ShardId
+from facegrid.ids import KEY_LAST, ShardId, subject_key
 from facegrid.model import HashRange
 from indexd.engine.group import form_group
 from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome, WriteRequest
@@ -172,6 +172,21 @@ def test_a_subject_of_another_range_is_refused() -> None:
         write(state, enrol("r-1", PAIRS[:1], rows(1)))
 
     assert refused.value.reason == "SUBJECT_ELSEWHERE"
+
+
+def test_of_several_rows_that_cannot_be_taken_the_first_is_named() -> None:
+    """Two copies that differ, and behind them a subject of another shard; and the other way."""
+    inside, outside = sorted(["s-1", "s-2"], key=subject_key)
+    state = ShardState(ShardId("g.1.0000"), HashRange(0, subject_key(inside)), DIM)
+    twice, other = [(inside, "t-1"), (inside, "t-1")], (outside, "t-2")
+
+    with pytest.raises(InvalidError) as first:
+        write(state, enrol("r-1", [*twice, other], rows(3)))
+    with pytest.raises(InvalidError) as second:
+        write(state, enrol("r-1", [twice[0], other, twice[1]], rows(3)))
+
+    assert (first.value.reason, first.value.facts["row"]) == ("DUPLICATE_ROW", "1")
+    assert (second.value.reason, second.value.facts["row"]) == ("SUBJECT_ELSEWHERE", "1")
 
 
 IDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_size=1, max_size=40)

@@ -22,7 +22,7 @@ from indexd.ann.ivfpq import IvfPq
 from indexd.ann.train import train
 from indexd.engine import coded, flush
 from indexd.engine.coded import NamedCodebook
-from indexd.engine.columns import SubjectRows, TextColumn, in_order_met
+from indexd.engine.columns import PackedTexts, SubjectRows, TextColumn, in_order_met
 from indexd.engine.compaction import flush_rows
 from indexd.engine.requests import EnrolRequest
 from indexd.replica.primary import Primary
@@ -212,8 +212,9 @@ def test_entries_taken_together_are_those_taken_one_by_one(
     texts: list[str], data: st.DataObject
 ) -> None:
     column = TextColumn()
-    for text in texts:
-        column.append(text)
+    half = len(texts) // 2
+    column.add([text.encode() for text in texts[:half]])
+    column.extend(PackedTexts.of([text.encode() for text in texts[half:]]))
     places = st.lists(st.integers(0, len(texts) - 1), max_size=40)
     numbers = np.array(data.draw(places), np.int64)
 
@@ -225,8 +226,7 @@ def test_subjects_of_rows_are_found_together_and_in_the_order_met(
     names: list[str], data: st.DataObject
 ) -> None:
     subjects = SubjectRows()
-    for name in names:
-        subjects.add_row(name)
+    subjects.add_rows(names)
     taken = np.array(sorted(data.draw(st.sets(st.integers(0, len(names) - 1)))), np.int64)
 
     distinct, places = in_order_met(subjects.numbers_of(taken))
