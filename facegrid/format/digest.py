@@ -41,7 +41,9 @@ def row_digests(subjects: Sequence[bytes], templates: Sequence[bytes], codes: In
         templates: likewise.
         codes: int8 [n, dim].
     """
-    hashed = b"".join(_hashes(subjects, templates, codes))
+    hashed = bytearray()
+    for one in _hashes(subjects, templates, codes):
+        hashed += one
     return np.frombuffer(hashed, "<u4").reshape(-1, 4)
 
 

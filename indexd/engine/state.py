@@ -220,6 +220,7 @@ class ShardState:
 
     def _new_rows(self, request: EnrolRequest, overlay: Overlay) -> list[int]:
         """Return the rows that are not there yet, and add them to the overlay."""
+        assert len(request.codes) == len(request.subject_ids), "checked where it came in"
         new: list[int] = []
         added: dict[tuple[str, str], bytes] = {}
         keys, elsewhere = self._keys_of(request.subject_ids)

@@ -3,8 +3,9 @@
 The order is by falling score, then by subject id, then by template id. Ids are compared only where
 scores are equal, which is rare, so the bulk of the work is numeric: scores become integers that
 sort the other way round. The first rows of each part's list tell which score is certainly good
-enough for the best k; what is worse is never sorted. An id stays in its message until somebody
-asks for it: making strings of ids costs more than all the rest.
+enough for the best k; what is worse is never sorted. Short answers to one probe are merged row by
+row, in the same order. An id stays in its message until somebody asks for it: making strings of
+ids costs more than all the rest.
 """
 
 from collections.abc import Container, Sequence
@@ -188,6 +189,9 @@ def _few(parts: Sequence[Part], *, k: int, threshold: float) -> Merged:
         if score >= least
     ]
     rows.sort()
+    if len(rows) > k:
+        # Also whoever ties with the last: ids decide between them.
+        rows = [one for one in rows if one[0] <= rows[k - 1][0]]
     if any(one[0] == other[0] for one, other in pairwise(rows)):
         rows.sort(
             key=lambda one: (

@@ -94,7 +94,11 @@ def test_many_parts_and_a_small_k_keep_the_best(values: list[float], k: int) -> 
     parts = [part_of([[(value, f"s{row:04d}", "t")]]) for row, value in enumerate(values)]
 
     merged = merging.merge(parts, probes_count=1, k=k, threshold=-2.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merging, "FEW_ROWS_MAX", 0)
+        by_numpy = merging.merge(parts, probes_count=1, k=k, threshold=-2.0)
 
+    assert lists_of(merged) == lists_of(by_numpy)
     everything = [(float(value), f"s{row:04d}", "t") for row, value in enumerate(values)]
     assert lists_of(merged) == [sorted(everything, key=order)[:k]]
 

@@ -120,9 +120,9 @@ def verify_command(
     """Check every byte: names, checksums, logs, manifests, segments, codebooks.
 
     Names everything that is damaged, missing or in another's place, and ends with 1 if there is
-    such, or no gallery at all. What nothing in the store refers to, such as the last object of a
-    log, is missed only if --meta knows of it. Nobody may write or sweep meanwhile: check a copy,
-    or a stopped cluster.
+    such, or no gallery at all. The last object of a log, to which nothing in the store refers,
+    is missed only if --meta knows of it. Nobody may write or sweep meanwhile: check a copy, or a
+    stopped cluster.
     """
     meta = None if meta_path is None else meta_file.load(meta_path)
     scope = Scope(ShardId(shard) if shard else None, meta, records=True)

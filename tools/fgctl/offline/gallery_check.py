@@ -18,9 +18,10 @@ async def check_galleries(
     """Find what is damaged, exchanged or missing; findings go where the objects' do.
 
     Nothing in a store refers to these records. But a primary stores them before it acknowledges
-    anything, and when a gallery is dropped they go only after the journals of its shards have been
-    closed. So a shard that something was committed to, and that was not dropped, needs them:
-    without them nobody could tell after a loss of etcd what gallery it belongs to.
+    anything, and without them nobody could tell after a loss of etcd what gallery a shard belongs
+    to. When a gallery is dropped they go first, after the journal of one of its shards was closed;
+    those of the others are closed soon after. A cluster that was stopped in between looks as if
+    they were lost, unless saved records of etcd tell.
 
     Args:
         objects: the store.
@@ -42,5 +43,6 @@ async def check_galleries(
         objects.findings.problem(
             stored_gallery_prefix(uid),
             "RECORDS_MISSING",
-            f"etcd's records of the gallery are missing; needed by shard {shard_id}",
+            f"etcd's records of the gallery are missing; needed by shard {shard_id}, unless the"
+            " gallery was being dropped: let that end, or use records saved meanwhile",
         )

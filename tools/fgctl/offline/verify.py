@@ -61,8 +61,8 @@ class Scope:
         return [self.shard_id]
 
     def recorded(self, inventory: Inventory, closed: Collection[ShardId]) -> list[ShardId]:
-        """Return the shards whose gallery the store must keep records of: those that something was
-        committed to, and that were not dropped, as the journals in `closed` and etcd tell.
+        """Return the shards whose gallery the store must keep records of: those that have a
+        log or a manifest, and were not dropped, as the journals in `closed` and etcd tell.
         """
         gone = self._dropped().union(closed)
         held = inventory.shards
