@@ -92,8 +92,15 @@ class EtcdCoordinator:
         check_names((*names, *heads))
         ranges = [pb.RangeRequest(key=self._keys.to_wire(name)) for name in names]
         ranges += [pb.RangeRequest(key=self._keys.to_wire(head), keys_only=True) for head in heads]
-        # A transaction that only reads is linearizable, and may be sent again.
-        request = pb.TxnRequest(success=[pb.RequestOp(request_range=one) for one in ranges])
+        # Linearizable, and may be sent again: nothing has to hold, so the second branch is never
+        # taken. It is there since etcd before 3.5.6 ends itself when a transaction without any
+        # write is cancelled at the wrong moment (etcd issue 14110); those with one are carried out
+        # to their end.
+        never = pb.DeleteRangeRequest(key=self._keys.to_wire("never"))
+        request = pb.TxnRequest(
+            success=[pb.RequestOp(request_range=one) for one in ranges],
+            failure=[pb.RequestOp(request_delete_range=never)],
+        )
         response = await self._transport.read(TXN, request, timeout_s=timeout_s)
         found = [
             item for one in response.responses for item in self._keys.items(one.response_range)
