@@ -93,7 +93,7 @@ class EtcdCoordinator:
         ranges = [pb.RangeRequest(key=self._keys.to_wire(name)) for name in names]
         ranges += [pb.RangeRequest(key=self._keys.to_wire(head), keys_only=True) for head in heads]
         # Linearizable, and may be sent again: nothing has to hold, so the second branch is never
-        # taken. It is there since etcd before 3.5.6 ends itself when a transaction without any
+        # taken. It is there since early etcd 3.5 ends itself when a transaction without any
         # write is cancelled at the wrong moment (etcd issue 14110); those with one are carried out
         # to their end.
         never = pb.DeleteRangeRequest(key=self._keys.to_wire("never"))

@@ -28,7 +28,7 @@ NO_THRESHOLD: Final = -2.0
 """Below every score: nothing is left out."""
 
 FEW_ROWS_MAX: Final = 512
-"""Rows of one probe that are merged one by one; with more NumPy is faster, see `bench.merge`."""
+"""Rows of one probe that are merged one by one; with somewhat more NumPy becomes faster."""
 
 _MAGNITUDE: Final = np.int32(0x7FFF_FFFF)
 _PAD: Final = np.iinfo(np.int32).max
