@@ -6,6 +6,7 @@ from typing import Generic, Protocol, TypeVar
 
 from facegrid.errors import FacegridError
 from facegrid.format.log import EraseRecord, LoadRecord, LogRecord
+from indexd.engine.planning import overlay_of, plan, plan_mirrored
 from indexd.engine.requests import LoadRequest, MirrorRequest, Outcome, WriteRequest
 from indexd.engine.state import ShardState
 
@@ -38,7 +39,7 @@ def form_group(state: ShardState, waiting: deque[T], *, bytes_max: int, unix_ms:
     group, since it was staged for the rows that there are now; so are records of another shard.
     """
     group: Group[T] = Group()
-    overlay = state.overlay()
+    overlay = overlay_of(state)
     size_bytes = 0
     while waiting and (size_bytes == 0 or size_bytes + waiting[0].request.size_bytes <= bytes_max):
         request = waiting[0].request
@@ -48,14 +49,14 @@ def form_group(state: ShardState, waiting: deque[T], *, bytes_max: int, unix_ms:
             break
         ticket = waiting.popleft()
         if isinstance(request, MirrorRequest):
-            mirrored = state.plan_mirrored(request, unix_ms)
+            mirrored = plan_mirrored(state, request, unix_ms)
             if isinstance(mirrored, Outcome):
                 group.settled.append((mirrored, ticket))
                 continue
             group.records += [(record, ticket) for record in mirrored]
             break
         try:
-            planned = state.plan(ticket.request, overlay, unix_ms)
+            planned = plan(state, ticket.request, overlay, unix_ms)
         except FacegridError as refused:
             group.settled.append((refused, ticket))
             continue

@@ -1,21 +1,19 @@
 """One replica of a shard in memory: ids, rows, index, and the writes it remembers.
 
-Writes come in two steps. `plan` looks at a request and says what its log record would be, and
-changes nothing; `apply` carries out a committed record. Recovery, following and serving apply the
-same records in the same order through the same function, so they cannot disagree.
+Writes come in two steps. `indexd.engine.planning` looks at a request and says what its log record
+would be, and changes nothing; `apply` carries out a committed record. Recovery, following and
+serving apply the same records in the same order through the same function, and so cannot disagree.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from facegrid import vectors
-from facegrid.errors import ConflictError, CorruptError, InvalidError
+from facegrid.errors import CorruptError, InvalidError
 from facegrid.format import digest as digests
 from facegrid.format.log import EnrolRecord, EraseRecord, LoadRecord, LogRecord, LogRef
-from facegrid.format.sources import SourcePosition
 from facegrid.ids import ShardId, subject_keys
 from facegrid.model import HashRange
 from indexd.ann.index import ShardIndex
@@ -25,28 +23,14 @@ from indexd.engine.columns import HashColumn, PackedTexts, SubjectRows, TextColu
 from indexd.engine.erasures import PendingErasures
 from indexd.engine.loading import LoadedRows, PreparedSegment, Staged
 from indexd.engine.requests import (
-    EnrolRequest,
-    EraseRequest,
     InheritedRequests,
-    LoadRequest,
-    MirrorRequest,
     Outcome,
     Remembered,
     RequestMemory,
     Step,
-    WriteRequest,
 )
 
 Int64 = npt.NDArray[np.int64]
-
-
-@dataclass(slots=True)
-class Overlay:
-    """What earlier records of an uncommitted group will have changed, for planning the next."""
-
-    position: int
-    rows: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    requests: set[str] = field(default_factory=set)
 
 
 class ShardState:
@@ -122,160 +106,15 @@ class ShardState:
         self.index.swap(coded)
         self.codebook = sha256
 
-    # Planning
-
-    def overlay(self) -> Overlay:
-        """Return the start of a group: nothing changed yet."""
-        return Overlay(self.position)
-
-    def plan(
-        self, request: WriteRequest, overlay: Overlay, written_unix_ms: int
-    ) -> LogRecord | Outcome:
-        """Return the record that carries the request out, or what it did when it came before.
-
-        Raises:
-            InvalidError: a row does not belong here or contradicts another (row).
-            ConflictError: a template is there with another vector (TEMPLATE_EXISTS, row).
-        """
-        done = None if _is_mirrored(request) else self.requests.recall(request)
-        if done is not None:
-            return done
-        position = overlay.position + 1
-        record: LogRecord
-        match request:
-            case EnrolRequest():
-                new = self._new_rows(request, overlay)
-                record = EnrolRecord(
-                    position=position,
-                    request_id=request.request_id,
-                    request_digest=request.digest(),
-                    written_unix_ms=written_unix_ms,
-                    template_ids=[request.template_ids[row] for row in new],
-                    subject_ids=[request.subject_ids[row] for row in new],
-                    codes=request.codes if len(new) == len(request.codes) else request.codes[new],
-                    unchanged_count=len(request.codes) - len(new),
-                )
-            case EraseRequest():
-                if self.inherited.done_in(request.request_id, self.range):
-                    # A late copy: who was enrolled again since stays.
-                    return Outcome(self.position)
-                record = EraseRecord(
-                    position=position,
-                    request_id=request.request_id,
-                    request_digest=request.digest(),
-                    written_unix_ms=written_unix_ms,
-                    template_ids=request.template_ids,
-                    subject_ids=request.subject_ids,
-                )
-            case MirrorRequest():
-                raise AssertionError("several records: see plan_mirrored")
-            case LoadRequest():
-                if request.step is not None and not self.follows(request.step):
-                    return Outcome(self.position)
-                assert self.staged is not None, "a load is staged before it is planned"
-                assert self.staged.request_id == request.request_id, "and no other"
-                record = LoadRecord(
-                    position=position,
-                    request_id=request.request_id,
-                    request_digest=request.digest(),
-                    written_unix_ms=written_unix_ms,
-                    segments=self.staged.recorded,
-                    source=_position_of(request.step),
-                    inherited=request.inherited,
-                )
-        overlay.position = position
-        overlay.requests.add(request.request_id)
-        return record
-
     def follows(self, step: Step) -> bool:
         """Tell whether a source is here exactly as far as a request says that it was before."""
         return self.sources.get(step.source, 0) == step.after
 
-    def plan_mirrored(
-        self, request: MirrorRequest, written_unix_ms: int
-    ) -> list[LogRecord] | Outcome:
-        """Return the records of another shard as this one's, or an outcome where they do not
-        follow what there is of it: others have been here since.
-
-        A request without records still moves the source's position, by an empty record.
-        """
-        if not self.follows(request.step):
-            return Outcome(self.position)
-        records = list(request.records) or [
-            EnrolRecord(
-                position=0,
-                request_id=request.request_id,
-                request_digest=request.digest(),
-                written_unix_ms=written_unix_ms,
-                template_ids=[],
-                subject_ids=[],
-                codes=np.empty((0, self.dim), np.int8),
-            )
-        ]
-        records[-1] = replace(records[-1], source=_position_of(request.step))
-        return [
-            replace(record, position=position)
-            for position, record in enumerate(records, self.position + 1)
-        ]
-
-    def _new_rows(self, request: EnrolRequest, overlay: Overlay) -> list[int]:
-        """Return the rows that are not there yet, and add them to the overlay."""
-        assert len(request.codes) == len(request.subject_ids), "checked where it came in"
-        new: list[int] = []
-        added: dict[tuple[str, str], bytes] = {}
-        keys, elsewhere = self._keys_of(request.subject_ids)
-        inherited = self.inherited.has(request.request_id)
-        data, dim = request.codes.tobytes(), request.codes.shape[1]
-        pairs = zip(request.subject_ids, request.template_ids, strict=True)
-        for row, pair in enumerate(pairs):
-            if row == elsewhere:
-                raise InvalidError(
-                    f"subject does not belong to this shard row={row} shard={self.shard_id}",
-                    reason="SUBJECT_ELSEWHERE",
-                    row=row,
-                    shard=self.shard_id,
-                )
-            codes = data[row * dim : (row + 1) * dim]
-            if pair in added:
-                if added[pair] != codes:
-                    raise InvalidError(
-                        f"template stands twice in the request with different vectors row={row}",
-                        reason="DUPLICATE_ROW",
-                        row=row,
-                        field="template_ids",
-                    )
-                continue
-            there = overlay.rows.get(pair)
-            if there is None and self.subjects.number(pair[0]) is not None:
-                there = self._stored(*pair)
-            if there is None:
-                if inherited and self.inherited.done_for(request.request_id, int(keys[row])):
-                    # A late copy: the row was enrolled, and has been erased since.
-                    continue
-                added[pair] = codes
-                new.append(row)
-            elif there != codes:
-                raise ConflictError(
-                    f"template exists with another vector row={row}",
-                    reason="TEMPLATE_EXISTS",
-                    row=row,
-                    field="template_ids",
-                )
-        overlay.rows.update(added)
-        return new
-
-    def _keys_of(self, subject_ids: Sequence[str]) -> tuple[npt.NDArray[np.uint64], int | None]:
+    def keys_of(self, subject_ids: Sequence[str]) -> tuple[npt.NDArray[np.uint64], int | None]:
         """Return the keys of subjects, and the place of the first that does not belong here."""
         keys = subject_keys([one.encode() for one in subject_ids])
         outside = (keys < np.uint64(self.range.first)) | (keys > np.uint64(self.range.last))
         return keys, int(outside.argmax()) if outside.any() else None
-
-    def _stored(self, subject_id: str, template_id: str) -> bytes | None:
-        """Return the stored row of a live template, or None."""
-        for row in self.live_rows(subject_id):
-            if self.templates[row] == template_id:
-                return self.index.codes(np.array([row], np.int64)).tobytes()
-        return None
 
     # Applying
 
@@ -302,7 +141,7 @@ class ShardState:
                 vectors.check_codes(record.codes)
             except InvalidError as error:
                 return error.message
-        _, elsewhere = self._keys_of(record.subject_ids)
+        _, elsewhere = self.keys_of(record.subject_ids)
         return (
             ""
             if elsewhere is None
@@ -480,13 +319,3 @@ class ShardState:
                 reason="DIGEST_MISMATCH",
                 shard=self.shard_id,
             )
-
-
-def _position_of(step: Step | None) -> SourcePosition | None:
-    """Return how far a source is after a step."""
-    return None if step is None else SourcePosition(step.source, step.last)
-
-
-def _is_mirrored(request: WriteRequest) -> bool:
-    """Tell whether a request brings rows of another shard: such are told by their positions."""
-    return isinstance(request, LoadRequest) and request.step is not None

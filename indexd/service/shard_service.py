@@ -29,6 +29,7 @@ from facegrid.tuning import Profile
 from facegrid.tuning_messages import from_profile_message, to_profile_message
 from facegrid.vectors import Float32
 from indexd.ann.gpu.engine import GpuEngine
+from indexd.engine import planning
 from indexd.engine.batches import BatchLimits
 from indexd.engine.requests import EraseRequest, Outcome, WriteRequest
 from indexd.engine.search import Found, Wish, search
@@ -107,7 +108,8 @@ class ShardService(ReshapeCalls, TuningCalls):
         del context
         primary = self._open_primary(request.shard_id)
         write = checks.enrol_request(request, primary.gallery.dim)
-        primary.state.plan(write, primary.state.overlay(), self._ports.clock.unix_ms())
+        state = primary.state
+        planning.plan(state, write, planning.overlay_of(state), self._ports.clock.unix_ms())
         return pb.CheckResponse()
 
     @override

@@ -26,6 +26,7 @@ from indexd.engine import coded, compaction, loading, recovery, staging
 from indexd.engine import flush as flushing
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.flush import Persisted
+from indexd.engine.planning import overlay_of, plan
 from indexd.engine.repack import Repack
 from indexd.engine.requests import (
     EnrolRequest,
@@ -110,7 +111,7 @@ class Repacked(RuleBasedStateMachine):
         self.requests = 0
 
     def write(self, request: WriteRequest) -> None:
-        planned = self.state.plan(request, self.state.overlay(), 0)
+        planned = plan(self.state, request, overlay_of(self.state), 0)
         assert not isinstance(planned, Outcome), "every request id is new"
         log = log_of(planned)
         assert self.state.apply(planned, log) == self.plain.apply(planned, log)

@@ -14,6 +14,7 @@ from facegrid.format.log import LogRef
 from facegrid.ids import KEY_LAST, ShardId, subject_key
 from facegrid.model import HashRange
 from indexd.engine.group import form_group
+from indexd.engine.planning import overlay_of, plan
 from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome, WriteRequest
 from indexd.engine.state import ShardState
 
@@ -39,7 +40,7 @@ def new_state() -> ShardState:
 
 def write(state: ShardState, request: WriteRequest) -> Outcome:
     """Plan and apply one request, as a group of one."""
-    planned = state.plan(request, state.overlay(), 0)
+    planned = plan(state, request, overlay_of(state), 0)
     return planned if isinstance(planned, Outcome) else state.apply(planned, LOG)
 
 

@@ -16,6 +16,7 @@ from indexd.engine import coded
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.flush import Kept, Persisted, StoredSegment, capture, span
 from indexd.engine.loading import LoadedRows
+from indexd.engine.planning import overlay_of, plan
 from indexd.engine.repack import Repack, due
 from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome, WriteRequest
 from indexd.engine.state import ShardState
@@ -39,7 +40,7 @@ def rows(count: int, seed: int = 0) -> vectors.Int8:
 
 def write(state: ShardState, request: WriteRequest) -> Outcome:
     """Plan and apply one request, as a group of one."""
-    planned = state.plan(request, state.overlay(), 0)
+    planned = plan(state, request, overlay_of(state), 0)
     return planned if isinstance(planned, Outcome) else state.apply(planned, LOG)
 
 

@@ -26,6 +26,7 @@ from fgctl.bulk.rows import ShardRows
 from fgctl.bulk.segments import BuiltSegment, StoredSegment, build_segment
 from indexd.engine import staging
 from indexd.engine.loading import ShardShape, prepare
+from indexd.engine.planning import overlay_of, plan
 from indexd.engine.requests import (
     EraseRequest,
     LoadRequest,
@@ -355,7 +356,7 @@ async def unsettled(world: World, primary: Primary, request: LoadRequest) -> Non
         for one in request.segments
     ]
     staging.stage_new(state, request.request_id, segments)
-    record = state.plan(request, state.overlay(), 0)
+    record = plan(state, request, overlay_of(state), 0)
     assert isinstance(record, LoadRecord), "it is new"
     group = LogGroup(SHARD.shard_id, primary.generation, state.log, [record])
     data = encode_log(group)

@@ -1,0 +1,194 @@
+"""What a write would be in the log: says so, and changes nothing of the state.
+
+`ShardState.apply` carries out what was planned, once it is committed.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from facegrid.errors import ConflictError, InvalidError
+from facegrid.format.log import EnrolRecord, EraseRecord, LoadRecord, LogRecord
+from facegrid.format.sources import SourcePosition
+from indexd.engine.requests import (
+    EnrolRequest,
+    EraseRequest,
+    LoadRequest,
+    MirrorRequest,
+    Outcome,
+    Step,
+    WriteRequest,
+)
+from indexd.engine.state import ShardState
+
+
+@dataclass(slots=True)
+class Overlay:
+    """What earlier records of an uncommitted group will have changed, for planning the next."""
+
+    position: int
+    rows: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    requests: set[str] = field(default_factory=set)
+
+
+def overlay_of(state: ShardState) -> Overlay:
+    """Return the start of a group: nothing changed yet."""
+    return Overlay(state.position)
+
+
+def plan(
+    state: ShardState, request: WriteRequest, overlay: Overlay, written_unix_ms: int
+) -> LogRecord | Outcome:
+    """Return the record that carries the request out, or what it did when it came before.
+
+    Raises:
+        InvalidError: a row does not belong here or contradicts another (row).
+        ConflictError: a template is there with another vector (TEMPLATE_EXISTS, row).
+    """
+    done = None if _is_mirrored(request) else state.requests.recall(request)
+    if done is not None:
+        return done
+    position = overlay.position + 1
+    record: LogRecord
+    match request:
+        case EnrolRequest():
+            new = _new_rows(state, request, overlay)
+            record = EnrolRecord(
+                position=position,
+                request_id=request.request_id,
+                request_digest=request.digest(),
+                written_unix_ms=written_unix_ms,
+                template_ids=[request.template_ids[row] for row in new],
+                subject_ids=[request.subject_ids[row] for row in new],
+                codes=request.codes if len(new) == len(request.codes) else request.codes[new],
+                unchanged_count=len(request.codes) - len(new),
+            )
+        case EraseRequest():
+            if state.inherited.done_in(request.request_id, state.range):
+                # A late copy: who was enrolled again since stays.
+                return Outcome(state.position)
+            record = EraseRecord(
+                position=position,
+                request_id=request.request_id,
+                request_digest=request.digest(),
+                written_unix_ms=written_unix_ms,
+                template_ids=request.template_ids,
+                subject_ids=request.subject_ids,
+            )
+        case MirrorRequest():
+            raise AssertionError("several records: see plan_mirrored")
+        case LoadRequest():
+            if request.step is not None and not state.follows(request.step):
+                return Outcome(state.position)
+            assert state.staged is not None, "a load is staged before it is planned"
+            assert state.staged.request_id == request.request_id, "and no other"
+            record = LoadRecord(
+                position=position,
+                request_id=request.request_id,
+                request_digest=request.digest(),
+                written_unix_ms=written_unix_ms,
+                segments=state.staged.recorded,
+                source=_position_of(request.step),
+                inherited=request.inherited,
+            )
+    overlay.position = position
+    overlay.requests.add(request.request_id)
+    return record
+
+
+def plan_mirrored(
+    state: ShardState, request: MirrorRequest, written_unix_ms: int
+) -> list[LogRecord] | Outcome:
+    """Return the records of another shard as this one's, or an outcome where they do not
+    follow what there is of it: others have been here since.
+
+    A request without records still moves the source's position, by an empty record.
+    """
+    if not state.follows(request.step):
+        return Outcome(state.position)
+    records = list(request.records) or [
+        EnrolRecord(
+            position=0,
+            request_id=request.request_id,
+            request_digest=request.digest(),
+            written_unix_ms=written_unix_ms,
+            template_ids=[],
+            subject_ids=[],
+            codes=np.empty((0, state.dim), np.int8),
+        )
+    ]
+    records[-1] = replace(records[-1], source=_position_of(request.step))
+    return [
+        replace(record, position=position)
+        for position, record in enumerate(records, state.position + 1)
+    ]
+
+
+def _new_rows(state: ShardState, request: EnrolRequest, overlay: Overlay) -> list[int]:
+    """Return the rows that are not there yet, and add them to the overlay."""
+    assert len(request.codes) == len(request.subject_ids), "checked where it came in"
+    new: list[int] = []
+    added: dict[tuple[str, str], bytes] = {}
+    keys, elsewhere = state.keys_of(request.subject_ids)
+    inherited = state.inherited.has(request.request_id)
+    data, dim = request.codes.tobytes(), request.codes.shape[1]
+    pairs = zip(request.subject_ids, request.template_ids, strict=True)
+    for row, pair in enumerate(pairs):
+        if row == elsewhere:
+            raise InvalidError(
+                f"subject does not belong to this shard row={row} shard={state.shard_id}",
+                reason="SUBJECT_ELSEWHERE",
+                row=row,
+                shard=state.shard_id,
+            )
+        codes = data[row * dim : (row + 1) * dim]
+        if pair in added:
+            if added[pair] != codes:
+                raise InvalidError(
+                    f"template stands twice in the request with different vectors row={row}",
+                    reason="DUPLICATE_ROW",
+                    row=row,
+                    field="template_ids",
+                )
+            continue
+        there = overlay.rows.get(pair)
+        if there is None and state.subjects.number(pair[0]) is not None:
+            there = _stored(state, *pair)
+        if there is None:
+            if inherited and state.inherited.done_for(request.request_id, int(keys[row])):
+                # A late copy: the row was enrolled, and has been erased since.
+                continue
+            added[pair] = codes
+            new.append(row)
+        elif there != codes:
+            raise ConflictError(
+                f"template exists with another vector row={row}",
+                reason="TEMPLATE_EXISTS",
+                row=row,
+                field="template_ids",
+            )
+    overlay.rows.update(added)
+    return new
+
+
+def _stored(state: ShardState, subject_id: str, template_id: str) -> bytes | None:
+    """Return the stored row of a live template, or None."""
+    row = _row_of(state, subject_id, template_id)
+    return None if row is None else state.index.codes(np.array([row], np.int64)).tobytes()
+
+
+def _row_of(state: ShardState, subject_id: str, template_id: str) -> int | None:
+    """Return the row of a live template, or None."""
+    return next(
+        (row for row in state.live_rows(subject_id) if state.templates[row] == template_id), None
+    )
+
+
+def _position_of(step: Step | None) -> SourcePosition | None:
+    """Return how far a source is after a step."""
+    return None if step is None else SourcePosition(step.source, step.last)
+
+
+def _is_mirrored(request: WriteRequest) -> bool:
+    """Tell whether a request brings rows of another shard: such are told by their positions."""
+    return isinstance(request, LoadRequest) and request.step is not None
