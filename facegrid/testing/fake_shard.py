@@ -169,6 +169,13 @@ class FakeNode(ShardServiceServicer):
         return answer
 
     @override
+    async def CheckIds(self, request: pb.CheckIdsRequest, context: Context) -> pb.CheckIdsResponse:
+        shard = await self._begin_write("CheckIds", request.shard_id)
+        names = zip(request.subject_ids, request.template_ids, strict=True)
+        known = request.request_id in shard.answers or any(name in shard.rows for name in names)
+        return pb.CheckIdsResponse(vectors_decide=known)
+
+    @override
     async def Check(self, request: pb.AppendRequest, context: Context) -> pb.CheckResponse:
         new_rows(await self._begin_write("Check", request.shard_id), request.rows)
         return pb.CheckResponse()

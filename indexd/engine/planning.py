@@ -3,6 +3,7 @@
 `ShardState.apply` carries out what was planned, once it is committed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -94,6 +95,27 @@ def plan(
     overlay.position = position
     overlay.requests.add(request.request_id)
     return record
+
+
+def vectors_decide(
+    state: ShardState, request_id: str, template_ids: Sequence[str], subject_ids: Sequence[str]
+) -> bool:
+    """Tell whether it depends on the vectors of rows that are to be enrolled whether they are
+    refused: the request came before, or a template of it is there. Most bring only new ones.
+
+    Args:
+        state: of the shard.
+        request_id: under which they come.
+        template_ids: one for each row.
+        subject_ids: likewise.
+    """
+    if request_id in state.requests:
+        return True
+    number = state.subjects.number
+    return any(
+        number(subject_id) is not None and _row_of(state, subject_id, template_id) is not None
+        for subject_id, template_id in zip(subject_ids, template_ids, strict=True)
+    )
 
 
 def plan_mirrored(

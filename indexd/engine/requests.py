@@ -177,6 +177,10 @@ class RequestMemory:
             )
         return entry.outcome
 
+    def __contains__(self, request_id: str) -> bool:
+        """Tell whether a request of this id is remembered."""
+        return request_id in self._entries
+
     def __iter__(self) -> Iterator[tuple[str, Remembered]]:
         """Yield id and entry, oldest first."""
         return iter(self._entries.items())

@@ -1,5 +1,7 @@
 """What a node checks of a request before it touches a shard, although the router did so too."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from facegrid import limits, vectors
@@ -35,6 +37,16 @@ def enrol_request(request: pb.AppendRequest, dim: int) -> EnrolRequest:
     check_ids(subject_ids, field="subject_ids")
     vectors.check_codes(codes)
     return EnrolRequest(request.request_id, template_ids, subject_ids, codes)
+
+
+def check_pairs(template_ids: Sequence[str], subject_ids: Sequence[str]) -> None:
+    """Raise InvalidError unless there is one subject for each template."""
+    if len(template_ids) != len(subject_ids):
+        raise InvalidError(
+            f"numbers of ids differ templates={len(template_ids)} subjects={len(subject_ids)}",
+            reason="ROWS_MISMATCH",
+            field="subject_ids",
+        )
 
 
 def erase_request(request: pb.EraseRequest) -> EraseRequest:

@@ -271,17 +271,43 @@ class Ingest:
         served: ServedGallery,
         portion: _Portion[shard_pb2.AppendRequest],
         deadline_s: float,
-    ) -> Written[shard_pb2.CheckResponse]:
-        return await _of_request(
-            self._primaries.send(
-                served,
-                portion.shard,
-                lambda stub: stub.Check,
-                portion.request,
-                deadline_s=deadline_s,
-            ),
-            portion,
+    ) -> None:
+        """Ask by the ids first; with the vectors only where these decide."""
+        if await self._vectors_decide(served, portion, deadline_s):
+            await _of_request(
+                self._primaries.send(
+                    served,
+                    portion.shard,
+                    lambda stub: stub.Check,
+                    portion.request,
+                    deadline_s=deadline_s,
+                ),
+                portion,
+            )
+
+    async def _vectors_decide(
+        self,
+        served: ServedGallery,
+        portion: _Portion[shard_pb2.AppendRequest],
+        deadline_s: float,
+    ) -> bool:
+        request = portion.request
+        ids = shard_pb2.CheckIdsRequest(
+            shard_id=request.shard_id,
+            request_id=request.request_id,
+            template_ids=request.rows.template_ids,
+            subject_ids=request.rows.subject_ids,
         )
+        try:
+            answer = await self._primaries.send(
+                served, portion.shard, lambda stub: stub.CheckIds, ids, deadline_s=deadline_s
+            )
+        except InvalidError as error:
+            if error.reason == "UNIMPLEMENTED":
+                # A node of before there was such a call.
+                return True
+            raise
+        return answer.response.vectors_decide
 
     async def _append(
         self,

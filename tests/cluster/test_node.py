@@ -160,6 +160,32 @@ def test_a_node_refuses_malformed_rows_and_changes_nothing(
     assert stub.Status(pb.StatusRequest(), timeout=10).shards == before
 
 
+def test_a_node_tells_by_ids_whether_vectors_decide(shard: tuple[ShardServiceStub, str]) -> None:
+    stub, shard_id = shard
+
+    def decide(request_id: str, *template_ids: str) -> bool:
+        request = pb.CheckIdsRequest(
+            shard_id=shard_id,
+            request_id=request_id,
+            template_ids=template_ids,
+            subject_ids=["ids-0", "ids-1"],
+        )
+        return stub.CheckIds(request, timeout=10).vectors_decide
+
+    before = decide("ids", "t-0", "t-1")
+    enrolled = rows(subject_ids=["ids-0", "ids-1"])
+    stub.Append(pb.AppendRequest(shard_id=shard_id, request_id="ids", rows=enrolled), timeout=10)
+
+    assert not before
+    assert decide("ids", "t-8", "t-9"), "heard before"
+    assert decide("other", "t-8", "t-1"), "there already"
+    assert not decide("other", "t-8", "t-9")
+    with pytest.raises(grpc.RpcError) as raised:
+        decide("other", "t-8")
+    error = from_grpc(raised.value)  # type: ignore[arg-type]  # the same accessors
+    assert error.reason == "ROWS_MISMATCH"
+
+
 BAD_SEARCHES = {
     "nan": (probes(np.full((1, DIM), np.nan)), 5, "VECTOR_NOT_FINITE"),
     "inf": (probes(np.full((1, DIM), np.inf)), 5, "VECTOR_NOT_FINITE"),

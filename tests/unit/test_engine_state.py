@@ -14,7 +14,7 @@ from facegrid.format.log import LogRef
 from facegrid.ids import KEY_LAST, ShardId, subject_key
 from facegrid.model import HashRange
 from indexd.engine.group import form_group
-from indexd.engine.planning import overlay_of, plan
+from indexd.engine.planning import overlay_of, plan, vectors_decide
 from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome, WriteRequest
 from indexd.engine.state import ShardState
 
@@ -93,6 +93,26 @@ def test_another_vector_for_a_template_is_refused_with_its_row_and_changes_nothi
 
     assert (refused.value.reason, refused.value.row) == ("TEMPLATE_EXISTS", 2)
     assert (state.position, state.templates_count) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("request_id", "pair", "decide"),
+    [
+        ("r-1", ("new", "new"), True),  # heard before: what it asks must be the same
+        ("r-2", ("s-1", "t-2"), True),
+        ("r-2", ("s-1", "new"), False),
+        ("r-2", ("new", "t-1"), False),
+        ("r-2", ("s-2", "t-1"), False),  # erased
+    ],
+)
+def test_vectors_decide_about_what_is_there_already(
+    request_id: str, pair: tuple[str, str], *, decide: bool
+) -> None:
+    state, codes = new_state(), rows(3)
+    write(state, enrol("r-1", PAIRS, codes))
+    write(state, EraseRequest("e-1", [], ["s-2"]))
+
+    assert vectors_decide(state, request_id, ["fresh", pair[1]], ["other", pair[0]]) == decide
 
 
 def test_a_template_twice_in_a_request_counts_once_or_is_refused() -> None:

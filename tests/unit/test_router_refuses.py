@@ -156,6 +156,40 @@ async def test_a_template_that_is_there_with_another_vector_leaves_all_shards_un
     assert left == 1
 
 
+def asked(running: Cluster) -> list[str]:
+    """Return what was asked of all nodes before rows were sent to be written."""
+    return [call for node in running.nodes for call in node.calls if call.startswith("Check")]
+
+
+async def test_vectors_are_sent_once_where_ids_tell_that_nothing_is_there() -> None:
+    x = faces(8)
+    async with cluster() as running:
+        await running.client.create()
+        await running.client.enrol(x, [f"s{row}" for row in range(8)])
+        fresh = asked(running)
+        await running.client.enrol(x[:7], [f"s{row}" for row in range(7)], request_id="r2")
+
+    assert set(fresh) == {"CheckIds"}
+    assert len(fresh) > 1, "several shards were asked"
+    assert "Check" in asked(running)
+
+
+async def test_a_node_that_cannot_tell_by_ids_is_asked_with_the_vectors() -> None:
+    x, subjects = faces(8), [f"s{row}" for row in range(8)]
+    async with cluster() as running:
+        await running.client.create()
+        for node in running.nodes:
+            node.mischief.fail["CheckIds"] = InvalidError("no such call", reason="UNIMPLEMENTED")
+        await running.client.enrol(x, subjects)
+        x[5] = -x[5]
+        with pytest.raises(ConflictError):
+            await running.client.enrol(x, subjects, request_id="r2")
+        left = await rows_count(running)
+
+    assert left == 8
+    assert asked(running).count("CheckIds") == asked(running).count("Check")
+
+
 async def test_the_same_template_twice_in_a_request_must_have_the_same_vector() -> None:
     x = faces(3)
     x[2] = x[0]

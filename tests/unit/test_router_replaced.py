@@ -143,7 +143,7 @@ async def test_children_that_do_not_take_writes_yet_are_asked_again() -> None:
         await running.fill(shards_count=1)
         await running.split(0)
         node = running.nodes[0]
-        node.mischief.fail["Check"] = UnavailableError("not yet", reason="SHARD_PENDING")
+        node.mischief.fail["CheckIds"] = UnavailableError("not yet", reason="SHARD_PENDING")
         async with asyncio.TaskGroup() as group:
             written = group.create_task(enrol(running))
             await asyncio.wait([written], timeout=LATE_S)

@@ -149,6 +149,60 @@ class AppendResponse(_message.Message):
 Global___AppendResponse: _TypeAlias = AppendResponse  # noqa: Y015
 
 @_typing.final
+class CheckIdsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TEMPLATE_IDS_FIELD_NUMBER: _builtins.int
+    SUBJECT_IDS_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.str
+    request_id: _builtins.str
+    @_builtins.property
+    def template_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Parallel arrays."""
+
+    @_builtins.property
+    def subject_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        template_ids: _abc.Iterable[_builtins.str] | None = ...,
+        subject_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "shard_id", b"shard_id", "subject_ids", b"subject_ids", "template_ids", b"template_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckIdsRequest: _TypeAlias = CheckIdsRequest  # noqa: Y015
+
+@_typing.final
+class CheckIdsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VECTORS_DECIDE_FIELD_NUMBER: _builtins.int
+    vectors_decide: _builtins.bool
+    """A template is there already, or the request has been heard before: then it depends on the vectors
+    whether Append refuses.
+    """
+    def __init__(
+        self,
+        *,
+        vectors_decide: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vectors_decide", b"vectors_decide"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckIdsResponse: _TypeAlias = CheckIdsResponse  # noqa: Y015
+
+@_typing.final
 class CheckResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -48,6 +48,11 @@ class ShardServiceStub:
                 request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.AppendRequest.SerializeToString,
                 response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.AppendResponse.FromString,
                 _registered_method=True)
+        self.CheckIds = channel.unary_unary(
+                '/facegrid.api.shard.v1.ShardService/CheckIds',
+                request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.CheckIdsRequest.SerializeToString,
+                response_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.CheckIdsResponse.FromString,
+                _registered_method=True)
         self.Check = channel.unary_unary(
                 '/facegrid.api.shard.v1.ShardService/Check',
                 request_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.AppendRequest.SerializeToString,
@@ -150,9 +155,18 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckIds(self, request, context):
+        """Tells by the ids alone whether Append would accept the rows, whatever their vectors, and changes
+        nothing. A router asks all shards of a request first, so that a refusal by one leaves the others
+        untouched; vectors are hundreds of times longer than ids. Read-only; errors of the shard as Append's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Check(self, request, context):
-        """Tells whether Append would accept the rows, and changes nothing. A router asks all shards of a
-        request first, so that a refusal by one leaves the others untouched. Read-only; same errors.
+        """Tells whether Append would accept the rows, and changes nothing: for those about which CheckIds
+        could not tell. Read-only; same errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -290,6 +304,11 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.AppendRequest.FromString,
                     response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.AppendResponse.SerializeToString,
             ),
+            'CheckIds': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckIds,
+                    request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.CheckIdsRequest.FromString,
+                    response_serializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.CheckIdsResponse.SerializeToString,
+            ),
             'Check': grpc.unary_unary_rpc_method_handler(
                     servicer.Check,
                     request_deserializer=facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.AppendRequest.FromString,
@@ -407,6 +426,33 @@ class ShardService:
             '/facegrid.api.shard.v1.ShardService/Append',
             facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.AppendRequest.SerializeToString,
             facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.AppendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckIds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/facegrid.api.shard.v1.ShardService/CheckIds',
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.CheckIdsRequest.SerializeToString,
+            facegrid_dot_api_dot_shard_dot_v1_dot_shard__service__pb2.CheckIdsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,9 +46,14 @@ class ShardServiceStub:
     """Enrols rows into one shard; returns when they are durable and searchable. Idempotent by
     request_id. INVALID_ARGUMENT, ALREADY_EXISTS (TEMPLATE_EXISTS, metadata: row): nothing changed.
     """
+    CheckIds: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.CheckIdsRequest, _shard_service_pb2.CheckIdsResponse]
+    """Tells by the ids alone whether Append would accept the rows, whatever their vectors, and changes
+    nothing. A router asks all shards of a request first, so that a refusal by one leaves the others
+    untouched; vectors are hundreds of times longer than ids. Read-only; errors of the shard as Append's.
+    """
     Check: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.AppendRequest, _shard_service_pb2.CheckResponse]
-    """Tells whether Append would accept the rows, and changes nothing. A router asks all shards of a
-    request first, so that a refusal by one leaves the others untouched. Read-only; same errors.
+    """Tells whether Append would accept the rows, and changes nothing: for those about which CheckIds
+    could not tell. Read-only; same errors.
     """
     Erase: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.EraseRequest, _shard_service_pb2.EraseResponse]
     """Erases from one shard; returns when no replica of it can return the rows. Idempotent."""
@@ -127,9 +132,14 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """Enrols rows into one shard; returns when they are durable and searchable. Idempotent by
     request_id. INVALID_ARGUMENT, ALREADY_EXISTS (TEMPLATE_EXISTS, metadata: row): nothing changed.
     """
+    CheckIds: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.CheckIdsRequest, _shard_service_pb2.CheckIdsResponse]  # type: ignore[assignment]
+    """Tells by the ids alone whether Append would accept the rows, whatever their vectors, and changes
+    nothing. A router asks all shards of a request first, so that a refusal by one leaves the others
+    untouched; vectors are hundreds of times longer than ids. Read-only; errors of the shard as Append's.
+    """
     Check: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.AppendRequest, _shard_service_pb2.CheckResponse]  # type: ignore[assignment]
-    """Tells whether Append would accept the rows, and changes nothing. A router asks all shards of a
-    request first, so that a refusal by one leaves the others untouched. Read-only; same errors.
+    """Tells whether Append would accept the rows, and changes nothing: for those about which CheckIds
+    could not tell. Read-only; same errors.
     """
     Erase: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.EraseRequest, _shard_service_pb2.EraseResponse]  # type: ignore[assignment]
     """Erases from one shard; returns when no replica of it can return the rows. Idempotent."""
@@ -213,13 +223,24 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def CheckIds(
+        self,
+        request: _shard_service_pb2.CheckIdsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_service_pb2.CheckIdsResponse, _abc.Awaitable[_shard_service_pb2.CheckIdsResponse]]:
+        """Tells by the ids alone whether Append would accept the rows, whatever their vectors, and changes
+        nothing. A router asks all shards of a request first, so that a refusal by one leaves the others
+        untouched; vectors are hundreds of times longer than ids. Read-only; errors of the shard as Append's.
+        """
+
+    @_abc_1.abstractmethod
     def Check(
         self,
         request: _shard_service_pb2.AppendRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_service_pb2.CheckResponse, _abc.Awaitable[_shard_service_pb2.CheckResponse]]:
-        """Tells whether Append would accept the rows, and changes nothing. A router asks all shards of a
-        request first, so that a refusal by one leaves the others untouched. Read-only; same errors.
+        """Tells whether Append would accept the rows, and changes nothing: for those about which CheckIds
+        could not tell. Read-only; same errors.
         """
 
     @_abc_1.abstractmethod
