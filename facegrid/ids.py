@@ -34,8 +34,14 @@ def subject_key(subject_id: str) -> int:
 
 def subject_keys(encoded: Sequence[bytes]) -> npt.NDArray[np.uint64]:
     """Return `subject_key` of many subject ids, given in UTF-8, as uint64 [n]."""
-    hashed = [hashlib.blake2b(one, digest_size=8).digest() for one in encoded]
-    return np.frombuffer(b"".join(hashed), ">u8").astype(np.uint64)
+    # A copy costs a third less than an object made anew.
+    fresh = hashlib.blake2b(digest_size=8)
+    hashed = bytearray()
+    for one in encoded:
+        state = fresh.copy()
+        state.update(one)
+        hashed += state.digest()
+    return np.frombuffer(hashed, ">u8").astype(np.uint64)
 
 
 def shard_number(shard_id: str) -> int:
@@ -84,6 +90,15 @@ def first_bad_id(values: Sequence[str], encoded: Sequence[bytes]) -> int | None:
 
 def check_ids(values: list[str], *, field: str) -> None:
     """Raise InvalidError naming the first row whose id is malformed."""
+    joined = "".join(values)
+    # Together first, since that costs a tenth of looking at each; ASCII has a byte per character.
+    if not values or (
+        joined.isascii()
+        and joined.isprintable()
+        and min(map(len, values)) > 0
+        and max(map(len, values)) <= ID_BYTES_MAX
+    ):
+        return
     for row, value in enumerate(values):
         problem = id_problem(value)
         if problem:

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -130,17 +130,28 @@ class SubjectRows:
         number = self._numbers.get(subject_id)
         return number if number is not None and number < len(self.names) else None
 
-    def add_rows(self, names: Sequence[str]) -> Int32:
-        """Give the next rows to subjects, one to each; return the subjects' numbers, int32 [n]."""
+    def known(self, subject_ids: Sequence[str]) -> set[str]:
+        """Return those of some subjects that were ever enrolled, or are staged."""
+        return self._numbers.keys() & subject_ids
+
+    def add_rows(self, names: Sequence[str], encoded: Sequence[bytes]) -> Int32:
+        """Give the next rows to subjects, one to each; return the subjects' numbers, int32 [n].
+
+        Args:
+            names: of the subjects.
+            encoded: the same in UTF-8.
+        """
         assert not self._staged, "what is staged has the next numbers"
         known, newest, previous = self._numbers, self._newest, self._previous
+        if len(set(names)) == len(names) and known.keys().isdisjoint(names):
+            return self._add_new(names, encoded)
         new: list[bytes] = []
         numbers: list[int] = []
         for row, name in enumerate(names, len(previous)):
             number = known.get(name)
             if number is None:
                 number = known[name] = len(newest)
-                new.append(name.encode())
+                new.append(encoded[len(numbers)])
                 newest.append(-1)
             previous.append(newest[number])
             newest[number] = row
@@ -148,6 +159,17 @@ class SubjectRows:
         self.names.add(new)
         self._subjects.extend(numbers)
         return np.array(numbers, np.int32)
+
+    def _add_new(self, names: Sequence[str], encoded: Sequence[bytes]) -> Int32:
+        """Do as `add_rows` for distinct subjects none of which is here: no loop over them."""
+        first, row = len(self._newest), len(self._previous)
+        numbers = range(first, first + len(names))
+        self._numbers.update(zip(names, numbers, strict=True))
+        self._newest.extend(range(row, row + len(names)))
+        self._previous.extend(repeat(-1, len(names)))
+        self.names.add(encoded)
+        self._subjects.extend(numbers)
+        return np.arange(first, first + len(names), dtype=np.int32)
 
     def stage(self, names: Sequence[str]) -> Int32:
         """Return the numbers of subjects, int32 [n]; those that are new get the next ones."""

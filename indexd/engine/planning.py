@@ -11,6 +11,7 @@ import numpy as np
 from facegrid.errors import ConflictError, InvalidError
 from facegrid.format.log import EnrolRecord, EraseRecord, LoadRecord, LogRecord
 from facegrid.format.sources import SourcePosition
+from facegrid.vectors import Int8
 from indexd.engine.requests import (
     EnrolRequest,
     EraseRequest,
@@ -22,14 +23,32 @@ from indexd.engine.requests import (
 )
 from indexd.engine.state import ShardState
 
+Pair = tuple[str, str]
+"""A subject and a template of it."""
+
 
 @dataclass(slots=True)
 class Overlay:
     """What earlier records of an uncommitted group will have changed, for planning the next."""
 
     position: int
-    rows: dict[tuple[str, str], bytes] = field(default_factory=dict)
     requests: set[str] = field(default_factory=set)
+    _rows: dict[Pair, bytes] = field(default_factory=dict)
+    _added: list[tuple[Sequence[Pair], Int8]] = field(default_factory=list)
+
+    @property
+    def rows(self) -> dict[Pair, bytes]:
+        """Rows that will be there, by their ids; taken together when first asked for, since most
+        groups have one record.
+        """
+        for pairs, codes in self._added:
+            self._rows.update(zip(pairs, _bytes_of(codes), strict=True))
+        self._added.clear()
+        return self._rows
+
+    def add(self, pairs: Sequence[Pair], codes: Int8) -> None:
+        """Note rows, int8 [n, dim], that will be there."""
+        self._added.append((pairs, codes))
 
 
 def overlay_of(state: ShardState) -> Overlay:
@@ -61,7 +80,7 @@ def plan(
                 written_unix_ms=written_unix_ms,
                 template_ids=[request.template_ids[row] for row in new],
                 subject_ids=[request.subject_ids[row] for row in new],
-                codes=request.codes if len(new) == len(request.codes) else request.codes[new],
+                codes=_chosen(request.codes, new),
                 unchanged_count=len(request.codes) - len(new),
             )
         case EraseRequest():
@@ -111,9 +130,9 @@ def vectors_decide(
     """
     if request_id in state.requests:
         return True
-    number = state.subjects.number
-    return any(
-        number(subject_id) is not None and _row_of(state, subject_id, template_id) is not None
+    known = state.subjects.known(subject_ids)
+    return bool(known) and any(
+        subject_id in known and _row_of(state, subject_id, template_id) is not None
         for subject_id, template_id in zip(subject_ids, template_ids, strict=True)
     )
 
@@ -146,16 +165,15 @@ def plan_mirrored(
     ]
 
 
-def _new_rows(state: ShardState, request: EnrolRequest, overlay: Overlay) -> list[int]:
-    """Return the rows that are not there yet, and add them to the overlay."""
+def _new_rows(state: ShardState, request: EnrolRequest, overlay: Overlay) -> Sequence[int]:
+    """Return the rows that are not there yet, rising, and add them to the overlay."""
     assert len(request.codes) == len(request.subject_ids), "checked where it came in"
-    new: list[int] = []
-    added: dict[tuple[str, str], bytes] = {}
-    keys, elsewhere = state.keys_of(request.subject_ids)
+    pairs = list(zip(request.subject_ids, request.template_ids, strict=True))
+    keys, elsewhere = state.keys_of(request.subjects)
     inherited = state.inherited.has(request.request_id)
-    data, dim = request.codes.tobytes(), request.codes.shape[1]
-    pairs = zip(request.subject_ids, request.template_ids, strict=True)
-    for row, pair in enumerate(pairs):
+    there: set[int] = set()
+    added: dict[Pair, bytes] = {}
+    for row in _suspects(state, pairs, overlay, all_of_them=inherited or elsewhere is not None):
         if row == elsewhere:
             raise InvalidError(
                 f"subject does not belong to this shard row={row} shard={state.shard_id}",
@@ -163,7 +181,7 @@ def _new_rows(state: ShardState, request: EnrolRequest, overlay: Overlay) -> lis
                 row=row,
                 shard=state.shard_id,
             )
-        codes = data[row * dim : (row + 1) * dim]
+        pair, codes = pairs[row], request.codes[row].tobytes()
         if pair in added:
             if added[pair] != codes:
                 raise InvalidError(
@@ -172,25 +190,52 @@ def _new_rows(state: ShardState, request: EnrolRequest, overlay: Overlay) -> lis
                     row=row,
                     field="template_ids",
                 )
+            there.add(row)
             continue
-        there = overlay.rows.get(pair)
-        if there is None and state.subjects.number(pair[0]) is not None:
-            there = _stored(state, *pair)
-        if there is None:
+        stored = overlay.rows.get(pair) or _stored(state, *pair)
+        if stored is None:
             if inherited and state.inherited.done_for(request.request_id, int(keys[row])):
                 # A late copy: the row was enrolled, and has been erased since.
-                continue
-            added[pair] = codes
-            new.append(row)
-        elif there != codes:
+                there.add(row)
+            else:
+                added[pair] = codes
+        elif stored == codes:
+            there.add(row)
+        else:
             raise ConflictError(
                 f"template exists with another vector row={row}",
                 reason="TEMPLATE_EXISTS",
                 row=row,
                 field="template_ids",
             )
-    overlay.rows.update(added)
+    new = [row for row in range(len(pairs)) if row not in there] if there else range(len(pairs))
+    overlay.add([pairs[row] for row in new] if there else pairs, _chosen(request.codes, new))
     return new
+
+
+def _suspects(
+    state: ShardState, pairs: Sequence[Pair], overlay: Overlay, *, all_of_them: bool
+) -> Sequence[int]:
+    """Return the rows that have to be looked at one by one, rising. Most are of new subjects, and
+    telling that of many together costs little.
+    """
+    if all_of_them or len(set(pairs)) < len(pairs) or not overlay.rows.keys().isdisjoint(pairs):
+        return range(len(pairs))
+    known = state.subjects.known([subject_id for subject_id, _ in pairs])
+    return (
+        [row for row, (subject_id, _) in enumerate(pairs) if subject_id in known] if known else ()
+    )
+
+
+def _chosen(codes: Int8, rows: Sequence[int]) -> Int8:
+    """Return some rows, without a copy where these are all."""
+    return codes if len(rows) == len(codes) else codes[rows]
+
+
+def _bytes_of(codes: Int8) -> list[bytes]:
+    """Return rows, int8 [n, dim], one by one."""
+    data, dim = codes.tobytes(), codes.shape[1]
+    return [data[at : at + dim] for at in range(0, len(data), dim)]
 
 
 def _stored(state: ShardState, subject_id: str, template_id: str) -> bytes | None:

@@ -4,17 +4,18 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from facegrid import limits
 from facegrid.errors import InvalidError
 from facegrid.format.log import LogRecord
 from facegrid.format.sources import InheritedRequest
-from facegrid.ids import ShardId
+from facegrid.ids import ID_BYTES_MAX, ShardId
 from facegrid.model import HashRange
 from facegrid.vectors import Int8
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class EnrolRequest:
     """Rows to enrol. `codes` is int8 [n, dim]; ids are checked."""
 
@@ -30,7 +31,17 @@ class EnrolRequest:
 
     def digest(self) -> bytes:
         """Return 16 bytes that stand for what is asked."""
-        return _digest(b"enrol", [self.template_ids, self.subject_ids], self.codes.tobytes())
+        return _digest(b"enrol", [self.templates, self.subjects], self.codes.tobytes())
+
+    @cached_property
+    def templates(self) -> list[bytes]:
+        """The template ids in UTF-8."""
+        return [one.encode() for one in self.template_ids]
+
+    @cached_property
+    def subjects(self) -> list[bytes]:
+        """The subject ids in UTF-8."""
+        return [one.encode() for one in self.subject_ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +59,8 @@ class EraseRequest:
 
     def digest(self) -> bytes:
         """Return 16 bytes that stand for what is asked."""
-        return _digest(b"erase", [self.template_ids, self.subject_ids], b"")
+        ids = [[one.encode() for one in ids] for ids in (self.template_ids, self.subject_ids)]
+        return _digest(b"erase", ids, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +104,8 @@ class LoadRequest:
 
     def digest(self) -> bytes:
         """Return 16 bytes that stand for what is asked."""
-        hashes = [segment.sha256 for segment in self.segments]
-        counts = [str(segment.rows_count) for segment in self.segments]
+        hashes = [segment.sha256.encode() for segment in self.segments]
+        counts = [str(segment.rows_count).encode() for segment in self.segments]
         return _digest(b"load", [hashes, counts], b"")
 
 
@@ -111,20 +123,23 @@ class MirrorRequest:
 
     def digest(self) -> bytes:
         """Return 16 bytes that stand for what is asked."""
-        positions = [str(self.step.after), str(self.step.last)]
-        return _digest(b"mirror", [[self.step.source], positions], b"")
+        positions = [str(self.step.after).encode(), str(self.step.last).encode()]
+        return _digest(b"mirror", [[self.step.source.encode()], positions], b"")
 
 
 WriteRequest = EnrolRequest | EraseRequest | LoadRequest | MirrorRequest
 
 
-def _digest(kind: bytes, lists: list[list[str]], rest: bytes) -> bytes:
+_LENGTHS = [number.to_bytes(2, "little") for number in range(ID_BYTES_MAX + 1)]
+"""As they stand before texts, of which none is longer."""
+
+
+def _digest(kind: bytes, lists: list[list[bytes]], rest: bytes) -> bytes:
     """Hash ids and bytes; lengths go in too, so that no two requests run into one another."""
     state = hashlib.blake2b(kind, digest_size=16)
     for texts in lists:
         state.update(len(texts).to_bytes(8, "little"))
-        encoded = [text.encode() for text in texts]
-        state.update(b"".join([len(one).to_bytes(2, "little") + one for one in encoded]))
+        state.update(b"".join([_LENGTHS[len(one)] + one for one in texts]))
     state.update(rest)
     return state.digest()
 

@@ -110,9 +110,11 @@ class ShardState:
         """Tell whether a source is here exactly as far as a request says that it was before."""
         return self.sources.get(step.source, 0) == step.after
 
-    def keys_of(self, subject_ids: Sequence[str]) -> tuple[npt.NDArray[np.uint64], int | None]:
-        """Return the keys of subjects, and the place of the first that does not belong here."""
-        keys = subject_keys([one.encode() for one in subject_ids])
+    def keys_of(self, subjects: Sequence[bytes]) -> tuple[npt.NDArray[np.uint64], int | None]:
+        """Return the keys of subjects, given in UTF-8, and the place of the first that does not
+        belong here.
+        """
+        keys = subject_keys(subjects)
         outside = (keys < np.uint64(self.range.first)) | (keys > np.uint64(self.range.last))
         return keys, int(outside.argmax()) if outside.any() else None
 
@@ -141,7 +143,7 @@ class ShardState:
                 vectors.check_codes(record.codes)
             except InvalidError as error:
                 return error.message
-        _, elsewhere = self.keys_of(record.subject_ids)
+        _, elsewhere = self.keys_of([one.encode() for one in record.subject_ids])
         return (
             ""
             if elsewhere is None
@@ -233,7 +235,7 @@ class ShardState:
         templates = [one.encode() for one in template_ids]
         subjects = [one.encode() for one in subject_ids]
         added = digests.of_rows(subjects, templates, codes)
-        numbers = self.subjects.add_rows(subject_ids)
+        numbers = self.subjects.add_rows(subject_ids, subjects)
         self.templates.add(templates)
         self._template_hashes.add(template_ids)
         self.digest = digests.add(self.digest, added)

@@ -4,7 +4,9 @@ from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from facegrid.ids import NodeId, ShardId, subject_key
+import numpy as np
+
+from facegrid.ids import NodeId, ShardId, subject_key, subject_keys
 from facegrid.model import ShardAssignment, ShardMap
 
 
@@ -89,13 +91,17 @@ def rows_by_shard(
     shard_map: ShardMap, subject_ids: Sequence[str]
 ) -> list[tuple[ShardAssignment, list[int]]]:
     """Return the shards that the rows fall into, in map order, each with its rows in order."""
-    firsts = [shard.range.first for shard in shard_map.shards]
-    known: dict[str, int] = {}
-    rows: dict[int, list[int]] = {}
-    for row, subject_id in enumerate(subject_ids):
-        position = known.get(subject_id)
-        if position is None:
-            position = bisect_right(firsts, subject_key(subject_id)) - 1
-            known[subject_id] = position
-        rows.setdefault(position, []).append(row)
-    return [(shard_map.shards[position], rows[position]) for position in sorted(rows)]
+    if not subject_ids:
+        return []
+    firsts = np.array([shard.range.first for shard in shard_map.shards], np.uint64)
+    keys = subject_keys([subject_id.encode() for subject_id in subject_ids])
+    positions = np.searchsorted(firsts, keys, "right") - 1
+    order = np.argsort(positions, kind="stable")
+    ordered = positions[order]
+    begins = np.flatnonzero(np.diff(ordered, prepend=-1))
+    return [
+        (shard_map.shards[position], rows.tolist())
+        for position, rows in zip(
+            ordered[begins].tolist(), np.split(order, begins[1:]), strict=True
+        )
+    ]

@@ -226,7 +226,7 @@ def test_subjects_of_rows_are_found_together_and_in_the_order_met(
     names: list[str], data: st.DataObject
 ) -> None:
     subjects = SubjectRows()
-    subjects.add_rows(names)
+    subjects.add_rows(names, [name.encode() for name in names])
     taken = np.array(sorted(data.draw(st.sets(st.integers(0, len(names) - 1)))), np.int64)
 
     distinct, places = in_order_met(subjects.numbers_of(taken))
