@@ -171,13 +171,18 @@ class FakeNode(ShardServiceServicer):
     @override
     async def CheckIds(self, request: pb.CheckIdsRequest, context: Context) -> pb.CheckIdsResponse:
         shard = await self._begin_write("CheckIds", request.shard_id)
+        if len(request.subject_ids) != len(request.template_ids):
+            raise InvalidError("numbers of ids differ", reason="ROWS_MISMATCH")
         names = zip(request.subject_ids, request.template_ids, strict=True)
         known = request.request_id in shard.answers or any(name in shard.rows for name in names)
         return pb.CheckIdsResponse(vectors_decide=known)
 
     @override
     async def Check(self, request: pb.AppendRequest, context: Context) -> pb.CheckResponse:
-        new_rows(await self._begin_write("Check", request.shard_id), request.rows)
+        shard = await self._begin_write("Check", request.shard_id)
+        if shard.asked.get(request.request_id, request.rows) != request.rows:
+            raise InvalidError("the id was used before", reason="REQUEST_ID_REUSED")
+        new_rows(shard, request.rows)
         return pb.CheckResponse()
 
     @override

@@ -72,7 +72,7 @@ def plan(
     record: LogRecord
     match request:
         case EnrolRequest():
-            new = _new_rows(state, request, overlay)
+            new, codes = _new_rows(state, request, overlay)
             record = EnrolRecord(
                 position=position,
                 request_id=request.request_id,
@@ -80,7 +80,7 @@ def plan(
                 written_unix_ms=written_unix_ms,
                 template_ids=[request.template_ids[row] for row in new],
                 subject_ids=[request.subject_ids[row] for row in new],
-                codes=_chosen(request.codes, new),
+                codes=codes,
                 unchanged_count=len(request.codes) - len(new),
             )
         case EraseRequest():
@@ -120,7 +120,9 @@ def vectors_decide(
     state: ShardState, request_id: str, template_ids: Sequence[str], subject_ids: Sequence[str]
 ) -> bool:
     """Tell whether it depends on the vectors of rows that are to be enrolled whether they are
-    refused: the request came before, or a template of it is there. Most bring only new ones.
+    refused: the request came before, or a template of it is there, or stands in it twice. Most
+    bring only new ones. Not looked at is whether the subjects belong to the shard, which hashing
+    them would tell: `plan` does it, and routers send what they hashed themselves.
 
     Args:
         state: of the shard.
@@ -128,12 +130,13 @@ def vectors_decide(
         template_ids: one for each row.
         subject_ids: likewise.
     """
-    if request_id in state.requests:
+    pairs = set(zip(subject_ids, template_ids, strict=True))
+    if request_id in state.requests or len(pairs) < len(subject_ids):
         return True
     known = state.subjects.known(subject_ids)
     return bool(known) and any(
         subject_id in known and _row_of(state, subject_id, template_id) is not None
-        for subject_id, template_id in zip(subject_ids, template_ids, strict=True)
+        for subject_id, template_id in pairs
     )
 
 
@@ -165,8 +168,12 @@ def plan_mirrored(
     ]
 
 
-def _new_rows(state: ShardState, request: EnrolRequest, overlay: Overlay) -> Sequence[int]:
-    """Return the rows that are not there yet, rising, and add them to the overlay."""
+def _new_rows(
+    state: ShardState, request: EnrolRequest, overlay: Overlay
+) -> tuple[Sequence[int], Int8]:
+    """Return the rows that are not there yet, rising, by number and as codes; add them to the
+    overlay.
+    """
     assert len(request.codes) == len(request.subject_ids), "checked where it came in"
     pairs = list(zip(request.subject_ids, request.template_ids, strict=True))
     keys, elsewhere = state.keys_of(request.subjects)
@@ -208,9 +215,13 @@ def _new_rows(state: ShardState, request: EnrolRequest, overlay: Overlay) -> Seq
                 row=row,
                 field="template_ids",
             )
-    new = [row for row in range(len(pairs)) if row not in there] if there else range(len(pairs))
-    overlay.add([pairs[row] for row in new] if there else pairs, _chosen(request.codes, new))
-    return new
+    if not there:
+        overlay.add(pairs, request.codes)
+        return range(len(pairs)), request.codes
+    new = [row for row in range(len(pairs)) if row not in there]
+    chosen = request.codes[new]
+    overlay.add([pairs[row] for row in new], chosen)
+    return new, chosen
 
 
 def _suspects(
@@ -225,11 +236,6 @@ def _suspects(
     return (
         [row for row, (subject_id, _) in enumerate(pairs) if subject_id in known] if known else ()
     )
-
-
-def _chosen(codes: Int8, rows: Sequence[int]) -> Int8:
-    """Return some rows, without a copy where these are all."""
-    return codes if len(rows) == len(codes) else codes[rows]
 
 
 def _bytes_of(codes: Int8) -> list[bytes]:

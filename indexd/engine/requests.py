@@ -31,12 +31,8 @@ class EnrolRequest:
 
     def digest(self) -> bytes:
         """Return 16 bytes that stand for what is asked."""
-        return _digest(b"enrol", [self.templates, self.subjects], self.codes.tobytes())
-
-    @cached_property
-    def templates(self) -> list[bytes]:
-        """The template ids in UTF-8."""
-        return [one.encode() for one in self.template_ids]
+        templates = [one.encode() for one in self.template_ids]
+        return _digest(b"enrol", [templates, self.subjects], self.codes.tobytes())
 
     @cached_property
     def subjects(self) -> list[bytes]:
@@ -138,6 +134,7 @@ def _digest(kind: bytes, lists: list[list[bytes]], rest: bytes) -> bytes:
     """Hash ids and bytes; lengths go in too, so that no two requests run into one another."""
     state = hashlib.blake2b(kind, digest_size=16)
     for texts in lists:
+        assert max(map(len, texts), default=0) <= ID_BYTES_MAX, "checked where it came in"
         state.update(len(texts).to_bytes(8, "little"))
         state.update(b"".join([_LENGTHS[len(one)] + one for one in texts]))
     state.update(rest)

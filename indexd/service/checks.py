@@ -1,7 +1,5 @@
 """What a node checks of a request before it touches a shard, although the router did so too."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from facegrid import limits, vectors
@@ -39,14 +37,24 @@ def enrol_request(request: pb.AppendRequest, dim: int) -> EnrolRequest:
     return EnrolRequest(request.request_id, template_ids, subject_ids, codes)
 
 
-def check_pairs(template_ids: Sequence[str], subject_ids: Sequence[str]) -> None:
-    """Raise InvalidError unless there is one subject for each template."""
+def enrol_ids(request: pb.CheckIdsRequest) -> tuple[list[str], list[str]]:
+    """Return the templates and the subjects to be enrolled, one of each for a row.
+
+    Raises:
+        InvalidError: as `enrol_request`, as far as ids and their number go.
+    """
+    check_request_id(request.request_id)
+    template_ids, subject_ids = list(request.template_ids), list(request.subject_ids)
     if len(template_ids) != len(subject_ids):
         raise InvalidError(
             f"numbers of ids differ templates={len(template_ids)} subjects={len(subject_ids)}",
             reason="ROWS_MISMATCH",
             field="subject_ids",
         )
+    check_count(len(template_ids), limits.ENROL_ROWS_MAX, "rows")
+    check_ids(template_ids, field="template_ids")
+    check_ids(subject_ids, field="subject_ids")
+    return template_ids, subject_ids
 
 
 def erase_request(request: pb.EraseRequest) -> EraseRequest:

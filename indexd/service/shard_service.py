@@ -104,11 +104,10 @@ class ShardService(ReshapeCalls, TuningCalls):
 
     @override
     async def CheckIds(self, request: pb.CheckIdsRequest, context: Context) -> pb.CheckIdsResponse:
-        """Tell by the ids alone whether Append would accept rows."""
+        """Tell by the ids alone whether it depends on their vectors that Append accepts rows."""
         del context
         state = self._open_primary(request.shard_id).state
-        template_ids, subject_ids = list(request.template_ids), list(request.subject_ids)
-        checks.check_pairs(template_ids, subject_ids)
+        template_ids, subject_ids = checks.enrol_ids(request)
         return pb.CheckIdsResponse(
             vectors_decide=planning.vectors_decide(
                 state, request.request_id, template_ids, subject_ids

@@ -299,8 +299,11 @@ class Ingest:
             subject_ids=request.rows.subject_ids,
         )
         try:
-            answer = await self._primaries.send(
-                served, portion.shard, lambda stub: stub.CheckIds, ids, deadline_s=deadline_s
+            answer = await _of_request(
+                self._primaries.send(
+                    served, portion.shard, lambda stub: stub.CheckIds, ids, deadline_s=deadline_s
+                ),
+                portion,
             )
         except InvalidError as error:
             if error.reason == "UNIMPLEMENTED":

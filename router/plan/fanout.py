@@ -93,6 +93,8 @@ def rows_by_shard(
     """Return the shards that the rows fall into, in map order, each with its rows in order."""
     if not subject_ids:
         return []
+    if len(subject_ids) == 1:  # NumPy would cost more than the rest
+        return [(shard_of(shard_map, subject_ids[0]), [0])]
     firsts = np.array([shard.range.first for shard in shard_map.shards], np.uint64)
     keys = subject_keys([subject_id.encode() for subject_id in subject_ids])
     positions = np.searchsorted(firsts, keys, "right") - 1

@@ -36,7 +36,8 @@ def writing(rig: Rig, gallery: str) -> Iterator[list[str]]:
             while not stop.is_set():
                 subject = f"rolling-{number}"
                 try:
-                    enrol(client, gallery, [subject])
+                    # Of several shards: these are asked first, old and new ones.
+                    enrol(client, gallery, [subject, *(f"{subject}-{one}" for one in range(3))])
                     if number % 3 == 0:
                         client.erase(gallery, subject_ids=[subject])
                 except FacegridError as error:

@@ -113,6 +113,7 @@ def test_vectors_decide_about_what_is_there_already(
     write(state, EraseRequest("e-1", [], ["s-2"]))
 
     assert vectors_decide(state, request_id, ["fresh", pair[1]], ["other", pair[0]]) == decide
+    assert vectors_decide(state, request_id, [pair[1], pair[1]], [pair[0], pair[0]])
 
 
 def test_a_template_twice_in_a_request_counts_once_or_is_refused() -> None:
@@ -184,6 +185,31 @@ def test_a_group_ends_behind_an_erasure_and_before_a_repeated_request_id() -> No
         Outcome(3, enrolled_count=1),
     ]
     assert sizes == [1, 1, 1]
+
+
+def test_a_record_of_a_group_is_planned_against_those_before_it() -> None:
+    state, codes = new_state(), rows(3)
+    waiting = deque(
+        [
+            Ticket(enrol("r-1", [("s", "t")], codes[:1])),
+            Ticket(enrol("r-2", [("s", "t"), ("s", "u")], codes[:2])),
+            Ticket(enrol("r-3", [("s", "u"), ("s", "t")], codes[1:])),
+            Ticket(enrol("r-4", [("s", "u")], codes[1:2])),
+        ]
+    )
+
+    group = form_group(state, waiting, bytes_max=1 << 20, unix_ms=0)
+    ((refused, ticket),) = group.settled
+    outcomes = [state.apply(record, LOG) for record, _ in group.records]
+
+    assert isinstance(refused, ConflictError)
+    assert (ticket.request.request_id, refused.row) == ("r-3", 1)
+    assert outcomes == [
+        Outcome(1, enrolled_count=1),
+        Outcome(2, enrolled_count=1, unchanged_count=1),
+        Outcome(3, unchanged_count=1),
+    ]
+    assert state.live_rows("s") == [0, 1]
 
 
 def test_a_subject_of_another_range_is_refused() -> None:

@@ -174,6 +174,19 @@ async def test_vectors_are_sent_once_where_ids_tell_that_nothing_is_there() -> N
     assert "Check" in asked(running)
 
 
+async def test_an_id_used_again_for_other_rows_leaves_all_shards_untouched() -> None:
+    x = faces(8)
+    async with cluster() as running:
+        await running.client.create()
+        await running.client.enrol(x[:1], ["s0"], request_id="again")
+        with pytest.raises(InvalidError) as caught:
+            await running.client.enrol(x, [f"s{row}" for row in range(8)], request_id="again")
+        left = await rows_count(running)
+
+    assert caught.value.reason == "REQUEST_ID_REUSED"
+    assert left == 1
+
+
 async def test_a_node_that_cannot_tell_by_ids_is_asked_with_the_vectors() -> None:
     x, subjects = faces(8), [f"s{row}" for row in range(8)]
     async with cluster() as running:

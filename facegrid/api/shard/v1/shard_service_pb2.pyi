@@ -186,8 +186,8 @@ class CheckIdsResponse(_message.Message):
 
     VECTORS_DECIDE_FIELD_NUMBER: _builtins.int
     vectors_decide: _builtins.bool
-    """A template is there already, or the request has been heard before: then it depends on the vectors
-    whether Append refuses.
+    """A template is there already or stands in the request twice, or the request has been heard before:
+    then it depends on the vectors whether Append refuses.
     """
     def __init__(
         self,

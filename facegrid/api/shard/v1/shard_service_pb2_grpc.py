@@ -156,9 +156,11 @@ class ShardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CheckIds(self, request, context):
-        """Tells by the ids alone whether Append would accept the rows, whatever their vectors, and changes
+        """Tells by the ids alone whether it depends on the vectors that Append accepts rows, and changes
         nothing. A router asks all shards of a request first, so that a refusal by one leaves the others
-        untouched; vectors are hundreds of times longer than ids. Read-only; errors of the shard as Append's.
+        untouched; where vectors decide, it goes on with Check, and so it does where a node does not know
+        this call (UNIMPLEMENTED). Vectors are many times longer than most ids. Read-only.
+        INVALID_ARGUMENT: ids are malformed, or their numbers differ (ROWS_MISMATCH).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,9 +47,11 @@ class ShardServiceStub:
     request_id. INVALID_ARGUMENT, ALREADY_EXISTS (TEMPLATE_EXISTS, metadata: row): nothing changed.
     """
     CheckIds: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.CheckIdsRequest, _shard_service_pb2.CheckIdsResponse]
-    """Tells by the ids alone whether Append would accept the rows, whatever their vectors, and changes
+    """Tells by the ids alone whether it depends on the vectors that Append accepts rows, and changes
     nothing. A router asks all shards of a request first, so that a refusal by one leaves the others
-    untouched; vectors are hundreds of times longer than ids. Read-only; errors of the shard as Append's.
+    untouched; where vectors decide, it goes on with Check, and so it does where a node does not know
+    this call (UNIMPLEMENTED). Vectors are many times longer than most ids. Read-only.
+    INVALID_ARGUMENT: ids are malformed, or their numbers differ (ROWS_MISMATCH).
     """
     Check: _grpc.UnaryUnaryMultiCallable[_shard_service_pb2.AppendRequest, _shard_service_pb2.CheckResponse]
     """Tells whether Append would accept the rows, and changes nothing: for those about which CheckIds
@@ -133,9 +135,11 @@ class ShardServiceAsyncStub(ShardServiceStub):
     request_id. INVALID_ARGUMENT, ALREADY_EXISTS (TEMPLATE_EXISTS, metadata: row): nothing changed.
     """
     CheckIds: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.CheckIdsRequest, _shard_service_pb2.CheckIdsResponse]  # type: ignore[assignment]
-    """Tells by the ids alone whether Append would accept the rows, whatever their vectors, and changes
+    """Tells by the ids alone whether it depends on the vectors that Append accepts rows, and changes
     nothing. A router asks all shards of a request first, so that a refusal by one leaves the others
-    untouched; vectors are hundreds of times longer than ids. Read-only; errors of the shard as Append's.
+    untouched; where vectors decide, it goes on with Check, and so it does where a node does not know
+    this call (UNIMPLEMENTED). Vectors are many times longer than most ids. Read-only.
+    INVALID_ARGUMENT: ids are malformed, or their numbers differ (ROWS_MISMATCH).
     """
     Check: _aio.UnaryUnaryMultiCallable[_shard_service_pb2.AppendRequest, _shard_service_pb2.CheckResponse]  # type: ignore[assignment]
     """Tells whether Append would accept the rows, and changes nothing: for those about which CheckIds
@@ -228,9 +232,11 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_service_pb2.CheckIdsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_service_pb2.CheckIdsResponse, _abc.Awaitable[_shard_service_pb2.CheckIdsResponse]]:
-        """Tells by the ids alone whether Append would accept the rows, whatever their vectors, and changes
+        """Tells by the ids alone whether it depends on the vectors that Append accepts rows, and changes
         nothing. A router asks all shards of a request first, so that a refusal by one leaves the others
-        untouched; vectors are hundreds of times longer than ids. Read-only; errors of the shard as Append's.
+        untouched; where vectors decide, it goes on with Check, and so it does where a node does not know
+        this call (UNIMPLEMENTED). Vectors are many times longer than most ids. Read-only.
+        INVALID_ARGUMENT: ids are malformed, or their numbers differ (ROWS_MISMATCH).
         """
 
     @_abc_1.abstractmethod
