@@ -13,7 +13,7 @@ from facegrid.blob.reader import BlobReader
 from facegrid.coord import keys
 from facegrid.coord.port import Coordinator, Delete, Guard, KeyValue, Put
 from facegrid.errors import ConflictError, CorruptError, NotFoundError
-from facegrid.format.erasures import decode_journal, parse_journal_name
+from facegrid.format.erasures import parse_journal_name
 from facegrid.format.inventory import Inventory, gallery_of
 from facegrid.format.log import LogRef
 from facegrid.format.operations import (
@@ -174,10 +174,7 @@ async def plan(
     newest = [max(ones, key=_standing) for ones in stored.values()]
     known = _newest(certain, _records(current, newest))
     report = await verify(store, Scope(meta=known), on_read=on_read)
-    evidence = Evidence(
-        {one.shard_id: one for one in report.shards},
-        await _closed(reader, store.inventory.journals),
-    )
+    evidence = Evidence({one.shard_id: one for one in report.shards}, report.closed)
     chosen = [ruling(_candidates(certain, ones), evidence) for ones in stored.values()]
     known = _newest(certain, _records(current, chosen))
     found = Found(report, evidence)
@@ -277,20 +274,6 @@ def _candidates(certain: Meta, stored: Sequence[StoredGallery]) -> list[StoredGa
         return list(stored)
     newer = [one for one in stored if one.shard_map.version > shard_map.version]
     return [StoredGallery(gallery, shard_map), *newer]
-
-
-async def _closed(reader: BlobReader, journals: Sequence[str]) -> set[ShardId]:
-    """Return the shards whose erasure journal is closed."""
-    closed: set[ShardId] = set()
-    for name in journals:
-        try:
-            journal = decode_journal(await reader.get(name))
-        except (CorruptError, NotFoundError):
-            # The check of the store names it.
-            continue
-        if journal.closing:
-            closed.add(journal.shard_id)
-    return closed
 
 
 def _journalled(name: str) -> ShardId:

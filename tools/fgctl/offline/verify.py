@@ -18,12 +18,15 @@ from fgctl.offline.shard_check import Expected, ShardCheck, ShardReport
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """All that a check found. `strangers` are files that are no objects."""
+    """All that a check found. `strangers` are files that are no objects; `closed` are shards whose
+    erasure journals say that they were dropped.
+    """
 
     shards: tuple[ShardReport, ...]
     codebooks_count: int
     findings: Findings
     strangers: tuple[str, ...]
+    closed: frozenset[ShardId]
 
     @property
     def whole(self) -> bool:
@@ -164,4 +167,10 @@ async def verify(
             findings.problem(name, "OBJECT_MISSING", problem)
     for name in store.inventory.others:
         findings.note(name, "unknown: no format of this version has such a name")
-    return StoreReport(tuple(reports), len(store.inventory.codebooks), findings, store.strangers)
+    return StoreReport(
+        shards=tuple(reports),
+        codebooks_count=len(store.inventory.codebooks),
+        findings=findings,
+        strangers=store.strangers,
+        closed=frozenset(closed),
+    )
