@@ -24,6 +24,10 @@ ENCODE_ROWS = 4096
 """Rows coded at a time: 8 MiB of float32 at 512 dimensions."""
 
 
+PACKED_ROWS = 65_536
+"""Rows packed at a time: packing takes a few times the memory of their codes."""
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
     """Rows as the codebook codes them.
@@ -138,17 +142,62 @@ class IvfPq:
 
     def add(self, encoded: EncodedRows) -> None:
         """Make the next rows searchable."""
+        for first in range(0, len(encoded), PACKED_ROWS):
+            part = slice(first, first + PACKED_ROWS)
+            self._add(EncodedRows(encoded.lists[part], encoded.codes[part]))
+
+    def _add(self, encoded: EncodedRows) -> None:
+        """Do as `add`, with all lists packed together, since a call costs more than packing a row.
+
+        BlockInvertedLists.add_entries is not used: where a list's length is a multiple of the
+        bytes of a block it copies the whole list's length from the new codes, past both ends.
+        """
         order = np.argsort(encoded.lists, kind="stable")
         counts = np.bincount(encoded.lists, minlength=self.codebook.nlist)
-        ends = np.cumsum(counts)
-        for number, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-            if begin == end:
-                continue
-            taken = order[begin:end]
-            self._extend(number, taken + self.count, encoded.codes[taken])
+        numbers = np.flatnonzero(counts)
+        sizes, added = self._sizes[numbers], counts[numbers]
+        # Each list's last block is taken apart and packed again with what comes after.
+        opened = sizes % fastscan.BLOCK_ROWS
+        blocks_counts = -(-(opened + added) // fastscan.BLOCK_ROWS)
+        blocks_ends = np.cumsum(blocks_counts)
+        firsts = (blocks_ends - blocks_counts) * fastscan.BLOCK_ROWS
+        codes = np.zeros(
+            (int(blocks_counts.sum()) * fastscan.BLOCK_ROWS, self.code_bytes), np.uint8
+        )
+        kept = np.flatnonzero(opened)
+        codes[_runs(firsts[kept], opened[kept])] = self._last_rows(numbers[kept], opened[kept])
+        codes[_runs(firsts + opened, added)] = encoded.codes[order]
+        packed = fastscan.pack(codes)
+        ids = order + self.count
+        ends = np.cumsum(added)
+        wholes = (sizes - opened) * self.code_bytes
+        for number, size, begin, end, whole, first, last in zip(
+            *(numbers.tolist(), sizes.tolist(), (ends - added).tolist(), ends.tolist()),
+            *(wholes.tolist(), (blocks_ends - blocks_counts).tolist(), blocks_ends.tolist()),
+            strict=True,
+        ):
+            self._lists.resize(number, size + end - begin)
+            at = faiss.rev_swig_ptr(self._lists.get_ids(number), size + end - begin)
+            at[size:] = ids[begin:end]
+            blocks = packed[first:last].reshape(-1)
+            stored = faiss.rev_swig_ptr(self._lists.get_codes(number), whole + blocks.size)
+            stored[whole:] = blocks
         self.count += len(encoded)
         self._sizes = self._sizes + np.append(counts, 0)
         self._index.ntotal = self.count
+
+    def _last_rows(self, numbers: Int64, opened: Int64) -> UInt8:
+        """Return the plain codes of the last `opened` rows of each list, list by list: of those in
+        blocks that are not full.
+        """
+        blocks = np.empty((len(numbers), self.code_bytes, fastscan.BLOCK_ROWS), np.uint8)
+        wholes = (self._sizes[numbers] - opened).tolist()
+        for place, (number, whole) in enumerate(zip(numbers.tolist(), wholes, strict=True)):
+            begin, block_bytes = whole * self.code_bytes, blocks[0].size
+            memory = faiss.rev_swig_ptr(self._lists.get_codes(number), begin + block_bytes)
+            blocks[place] = memory[begin:].reshape(blocks[0].shape)
+        rows = fastscan.unpack(blocks)
+        return rows[_runs(np.arange(len(numbers)) * fastscan.BLOCK_ROWS, opened)]
 
     def add_through_faiss(self, x: Float32) -> None:
         """Add unit vectors by faiss's own code path, to compare `add` with."""
@@ -162,17 +211,30 @@ class IvfPq:
         assert 0 <= first <= last <= self.count, f"rows: {first} {last} of {self.count}"
         lists = np.empty(last - first, np.int32)
         codes = np.empty((last - first, self.code_bytes), np.uint8)
-        for number in range(self.codebook.nlist):
-            size = self._lists.list_size(number)
-            if not size:
-                continue
-            ids = faiss.rev_swig_ptr(self._lists.get_ids(number), size)
-            begin, end = np.searchsorted(ids, [first, last])
+        # Blocks of all lists are taken apart together, as `add` packs them.
+        block_shape = (-1, self.code_bytes, fastscan.BLOCK_ROWS)
+        block_bytes = self.code_bytes * fastscan.BLOCK_ROWS
+        rows: list[Int64] = []
+        blocks: list[UInt8] = []
+        runs: list[tuple[int, int, int]] = []
+        blocks_count = 0
+        for number in np.flatnonzero(self.sizes).tolist():
+            ids = faiss.rev_swig_ptr(self._lists.get_ids(number), int(self._sizes[number]))
+            begin, end = ids.searchsorted((first, last)).tolist()
             if begin == end:
                 continue
-            rows = ids[begin:end] - first
-            lists[rows] = number
-            codes[rows] = self._stored(number, int(begin), int(end))
+            from_block, to_block = begin // fastscan.BLOCK_ROWS, -(-end // fastscan.BLOCK_ROWS)
+            memory = faiss.rev_swig_ptr(self._lists.get_codes(number), to_block * block_bytes)
+            rows.append(ids[begin:end] - first)
+            blocks.append(memory[from_block * block_bytes :].reshape(block_shape))
+            skipped = (blocks_count - from_block) * fastscan.BLOCK_ROWS
+            runs.append((number, skipped + begin, end - begin))
+            blocks_count += to_block - from_block
+        if rows:
+            numbers, firsts, counts = np.array(runs, np.int64).T
+            at = np.concatenate(rows)
+            lists[at] = np.repeat(numbers, counts)
+            codes[at] = fastscan.unpack(np.concatenate(blocks))[_runs(firsts, counts)]
         return EncodedRows(lists, codes)
 
     def search(self, probes: Probes, wanted: int, *, nprobe: int, live: UInt8 | None) -> Int64:
@@ -241,32 +303,12 @@ class IvfPq:
         counts: Int64 = self._sizes[lists].sum(axis=1)
         return counts
 
-    def _extend(self, number: int, ids: Int64, codes: UInt8) -> None:
-        """Append entries to a list, in place.
 
-        BlockInvertedLists.add_entries is not used: where a list's length is a multiple of the
-        bytes of a block it copies the whole list's length from the new codes, past both ends.
-        """
-        size = self._lists.list_size(number)
-        whole = size - size % fastscan.BLOCK_ROWS
-        # The last block is taken apart and packed again with what comes after.
-        opened = self._stored(number, whole, size) if whole < size else codes[:0]
-        blocks = fastscan.pack(np.concatenate([opened, codes]))
-        self._lists.resize(number, size + len(ids))
-        faiss.rev_swig_ptr(self._lists.get_ids(number), size + len(ids))[size:] = ids
-        stored = faiss.rev_swig_ptr(
-            self._lists.get_codes(number), whole * self.code_bytes + blocks.size
-        )
-        stored[whole * self.code_bytes :] = blocks.reshape(-1)
-
-    def _stored(self, number: int, begin: int, end: int) -> UInt8:
-        """Return the plain codes of entries begin to end - 1 of a list."""
-        first, last = begin // fastscan.BLOCK_ROWS, -(-end // fastscan.BLOCK_ROWS)
-        block_bytes = self.code_bytes * fastscan.BLOCK_ROWS
-        memory = faiss.rev_swig_ptr(self._lists.get_codes(number), last * block_bytes)
-        blocks = memory.reshape(last, self.code_bytes, fastscan.BLOCK_ROWS)[first:]
-        skipped = first * fastscan.BLOCK_ROWS
-        return fastscan.unpack(blocks)[begin - skipped : end - skipped]
+def _runs(firsts: Int64, counts: Int64) -> Int64:
+    """Return firsts[i] to firsts[i] + counts[i] - 1, for each i, one after the other."""
+    ends = np.cumsum(counts)
+    numbers: Int64 = np.arange(int(counts.sum())) + np.repeat(firsts - ends + counts, counts)
+    return numbers
 
 
 def encode_rows(part: IvfPq, rows: Rows, first: int, last: int) -> EncodedRows:
