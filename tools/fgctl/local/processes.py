@@ -58,9 +58,6 @@ def find(record: ProcessRecord) -> psutil.Process | None:
         if abs(process.create_time() - record.created_s) > CREATED_TOLERANCE_S:
             return None
         if process.status() == psutil.STATUS_ZOMBIE:
-            if process.num_threads() > 1:
-                # Its first thread has ended, the others are ending: its ports are still taken.
-                return process
             process.wait(0)
             return None
         # Empty for a moment after the start, until the kernel has laid out the new program.
