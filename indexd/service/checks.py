@@ -30,9 +30,7 @@ def enrol_request(request: pb.AppendRequest, dim: int) -> EnrolRequest:
             reason="ROWS_MISMATCH",
             field="rows",
         )
-    check_count(len(codes), limits.ENROL_ROWS_MAX, "rows")
-    check_ids(template_ids, field="template_ids")
-    check_ids(subject_ids, field="subject_ids")
+    _check_row_ids(template_ids, subject_ids)
     vectors.check_codes(codes)
     return EnrolRequest(request.request_id, template_ids, subject_ids, codes)
 
@@ -51,10 +49,14 @@ def enrol_ids(request: pb.CheckIdsRequest) -> tuple[list[str], list[str]]:
             reason="ROWS_MISMATCH",
             field="subject_ids",
         )
+    _check_row_ids(template_ids, subject_ids)
+    return template_ids, subject_ids
+
+
+def _check_row_ids(template_ids: list[str], subject_ids: list[str]) -> None:
     check_count(len(template_ids), limits.ENROL_ROWS_MAX, "rows")
     check_ids(template_ids, field="template_ids")
     check_ids(subject_ids, field="subject_ids")
-    return template_ids, subject_ids
 
 
 def erase_request(request: pb.EraseRequest) -> EraseRequest:
