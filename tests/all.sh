@@ -30,7 +30,7 @@ simulation=$!
 status=0
 "$python" -m pytest -m "alone and not gpu" tests/unit tests/chaos tests/cluster || status=1
 "$python" -m pytest -m "not alone and not gpu" --ignore=tests/sim --ignore=tests/tidy \
-    -n "$workers" --dist loadscope --no-loadscope-reorder || status=1
+    -n "$workers" --max-worker-restart 0 --dist loadscope --no-loadscope-reorder || status=1
 wait "$simulation" || status=1
 simulation=
 cat "$report"
