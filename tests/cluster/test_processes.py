@@ -12,6 +12,7 @@ import pytest
 from facegrid.clock import SystemClock
 from fgctl.cluster_file import ProcessRecord
 from fgctl.local import processes
+from fgctl.local.ports import is_free
 
 pytestmark = pytest.mark.cluster
 
@@ -29,6 +30,15 @@ BUSY = (
     " print('ready', flush=True); signal.pause()"
 )
 PAUSES_COUNT = 20
+
+ENDING = (
+    "import ctypes, platform, signal, socket, threading;"
+    " taken = socket.create_server(('127.0.0.1', 0));"
+    " threading.Thread(target=signal.pause).start();"
+    " print('ready', taken.getsockname()[1], flush=True);"
+    " ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)"
+)
+"""Its first thread ends alone, as that of a killed process may do a little before the others."""
 
 
 def states_of(record: ProcessRecord) -> set[str]:
@@ -70,6 +80,25 @@ def test_a_process_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
     stubborn = started(tmp_path / "log", STUBBORN)
     assert processes.stop([stubborn], grace_s=0.1) == ("p",)
     assert processes.find(stubborn) is None
+
+
+def test_a_process_has_not_ended_before_its_last_thread(tmp_path: Path) -> None:
+    """Its ports are taken until then: etcd, killed and started again, found its own taken."""
+    log = tmp_path / "log"
+    ending = started(log, ENDING)
+    address = f"127.0.0.1:{processes.log_tail(log).split()[-1]}"
+    problem = processes.wait_until(
+        lambda: "" if "Z" in states_of(ending) else "its first thread lives",
+        timeout_s=WAIT_S,
+        clock=SystemClock(),
+    )
+    assert not problem
+
+    assert processes.find(ending) is not None
+    assert not is_free(address)
+    processes.kill([ending])
+    assert processes.find(ending) is None
+    assert is_free(address)
 
 
 def test_a_process_has_ended_even_when_its_parent_does_not_ask(tmp_path: Path) -> None:

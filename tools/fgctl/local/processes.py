@@ -58,6 +58,9 @@ def find(record: ProcessRecord) -> psutil.Process | None:
         if abs(process.create_time() - record.created_s) > CREATED_TOLERANCE_S:
             return None
         if process.status() == psutil.STATUS_ZOMBIE:
+            if process.num_threads() > 1:
+                # Its first thread has ended, the others are ending: its ports are still taken.
+                return process
             process.wait(0)
             return None
         # Empty for a moment after the start, until the kernel has laid out the new program.
@@ -143,7 +146,24 @@ def kill(records: Sequence[ProcessRecord], *, wait_s: float = 10.0) -> None:
     left = _left(records, wait_s)
     if left:
         pids = " ".join(str(record.pid) for record in left)
-        raise UnavailableError(f"cannot be killed pids={pids}", reason="PROCESS_STUCK")
+        threads = " ".join(thread for record in left for thread in _living_threads(record))
+        raise UnavailableError(
+            f"cannot be killed pids={pids} threads={threads}", reason="PROCESS_STUCK"
+        )
+
+
+def _living_threads(record: ProcessRecord) -> list[str]:
+    """Return the threads of a process that have not ended: number, state and where they wait."""
+    threads = []
+    for task in sorted(Path(f"/proc/{record.pid}/task").glob("*")):
+        try:
+            state = task.joinpath("stat").read_text().rpartition(")")[2].split()[0]
+            waits_in = task.joinpath("wchan").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state not in {"Z", "X"}:
+            threads.append(f"{task.name}:{state}:{waits_in}")
+    return threads
 
 
 def _left(records: Sequence[ProcessRecord], timeout_s: float) -> list[ProcessRecord]:
