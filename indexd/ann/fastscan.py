@@ -7,9 +7,8 @@ with faiss at start-up.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-UInt8 = npt.NDArray[np.uint8]
+from facegrid.vectors import UInt8
 
 BLOCK_ROWS = 32
 """Rows that FastScan keeps together."""

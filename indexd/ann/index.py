@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from facegrid import vectors
 from facegrid.errors import InvalidError
 from facegrid.tuning import Effort, Profile
-from facegrid.vectors import Float32, Int8, Int64, Probes
+from facegrid.vectors import BITS_DEFAULT, Float32, Int8, Int64, Probes, UInt8
 from indexd.ann import exact, rescore, together
 from indexd.ann.codebook import Codebook
 from indexd.ann.effort import effort_of
 from indexd.ann.ivfpq import EncodedRows, IvfPq, add_rows, encode_rows
 from indexd.ann.looking import Coded, Looking, Wanted
 from indexd.ann.rescore import Hits, Ranked
-from indexd.ann.rows import Bool, Int32, Rows, UInt8
+from indexd.ann.rows import Bool, Int32, Rows
 
 
 class ShardIndex:
@@ -24,8 +24,8 @@ class ShardIndex:
     counts from `swap` on, and from `add_coded` on.
     """
 
-    def __init__(self, dim: int) -> None:
-        self._rows = Rows(dim)
+    def __init__(self, dim: int, bits: int = BITS_DEFAULT) -> None:
+        self._rows = Rows(dim, bits)
         self._coded: IvfPq | None = None
         self._known: deque[KnownCodes] = deque()
 

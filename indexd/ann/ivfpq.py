@@ -13,11 +13,10 @@ import faiss
 import numpy as np
 
 from facegrid.errors import InvalidError
-from facegrid.vectors import Float32, Int64, Probes
+from facegrid.vectors import Float32, Int64, Probes, UInt8
 from indexd.ann import fastscan
 from indexd.ann.coarse import Coarse
 from indexd.ann.codebook import PQ_BITS, Codebook
-from indexd.ann.fastscan import UInt8
 from indexd.ann.rows import Block, Int32, Rows
 
 ENCODE_ROWS = 4096

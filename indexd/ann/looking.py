@@ -11,13 +11,13 @@ from typing import Protocol
 import numpy as np
 
 from facegrid.tuning import Effort
-from facegrid.vectors import Float32, Int64, Probes
+from facegrid.vectors import Float32, Int64, Probes, UInt8
 from indexd.ann import exact, rescore
 from indexd.ann.effort import rows_to_rescore
 from indexd.ann.ivfpq import Scanned
 from indexd.ann.native.library import Limits
 from indexd.ann.rescore import Best, Hits
-from indexd.ann.rows import Bool, Rows, UInt8
+from indexd.ann.rows import Bool, Rows
 from indexd.ann.steps import Steps
 
 EXACT_SPARE = 16

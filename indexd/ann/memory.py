@@ -23,15 +23,15 @@ there may be much more room than memory.
 """
 
 
-def chunk(rows_max: int, dim: int, *, small_bytes: int) -> Int8:
-    """Return room for rows, int8 [rows_max, dim], all zero; it costs memory as it is touched.
+def chunk(rows_max: int, row_bytes: int, *, small_bytes: int) -> Int8:
+    """Return room for rows, int8 [rows_max, row_bytes], all zero; memory goes as it is touched.
 
     Args:
         rows_max: rows that there is room for.
-        dim: components of one.
+        row_bytes: bytes of one.
         small_bytes: so much at the beginning stays in small pages, a multiple of them.
     """
-    size = rows_max * dim
+    size = rows_max * row_bytes
     # Private: the system gives shared memory no huge pages unless it is told to.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
     space = mmap.mmap(-1, size, flags=flags)
@@ -39,4 +39,4 @@ def chunk(rows_max: int, dim: int, *, small_bytes: int) -> Int8:
         # A kernel may be built without them: the rows are the same, only slower to reach.
         with contextlib.suppress(OSError):
             space.madvise(HUGE_PAGES, small_bytes, size - small_bytes)
-    return np.frombuffer(space, np.int8).reshape(rows_max, dim)
+    return np.frombuffer(space, np.int8).reshape(rows_max, row_bytes)

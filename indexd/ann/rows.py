@@ -16,13 +16,12 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from facegrid.vectors import Float64, Int8, Int64
-from indexd.ann import memory
+from facegrid.vectors import BITS_DEFAULT, BITS_PACKED, Float64, Int8, Int64, UInt8
+from indexd.ann import memory, packing
 from indexd.ann.native.library import RowArrays, RowsAt
 
 Int32 = npt.NDArray[np.int32]
 Bool = npt.NDArray[np.bool_]
-UInt8 = npt.NDArray[np.uint8]
 Scalar = TypeVar("Scalar", np.int32, np.bool_, np.uint8)
 
 CHUNK_ROWS = 1 << 22
@@ -38,7 +37,7 @@ NORMS_ROWS = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive rows as views, nothing copied.
+    """Consecutive rows as views, nothing copied but the codes of packed ones.
 
     Attributes:
         first: number of the first row.
@@ -58,10 +57,16 @@ class Block:
 
 
 class Rows:
-    """Append-only rows of `dim` components."""
+    """Append-only rows of `dim` components, kept in 8 bits each, or packed in 4.
 
-    def __init__(self, dim: int) -> None:
+    Rows come and go as int8, however they are kept: `facegrid.vectors` says which can be packed.
+    """
+
+    def __init__(self, dim: int, bits: int = BITS_DEFAULT) -> None:
         self.dim = dim
+        self.bits = bits
+        self._packed = bits == BITS_PACKED
+        self._row_bytes = dim * bits // 8
         self.count = 0
         self.erased_count = 0
         self._chunks: list[Int8] = []
@@ -75,18 +80,23 @@ class Rows:
     @property
     def memory_bytes(self) -> int:
         """Bytes that the rows take, without space set aside for later ones."""
-        return self.count * (self.dim + 4 + 4 + 1) + self.count // 8
+        return self.count * (self._row_bytes + 4 + 4 + 1) + self.count // 8
 
     def append(self, codes: Int8, subjects: Int32) -> int:
-        """Add rows, int8 [n, dim], of subjects, int32 [n]; return the first one's number."""
+        """Add rows, int8 [n, dim], of subjects, int32 [n]; return the first one's number.
+
+        Raises:
+            InvalidError: they are to be packed, and one is not of 4 bits (CODES_MALFORMED; row).
+        """
         assert codes.dtype == np.int8, f"codes must be int8: {codes.dtype}"
         assert codes.shape == (len(subjects), self.dim), f"shape: {codes.shape}"
+        kept = self._kept(codes)
         with self._writing:
             first = self.count
             last = first + len(codes)
             self._reserve(last)
             for chunk, within, taken in self._spans(first, last):
-                chunk[within] = codes[taken]
+                chunk[within] = kept[taken]
             self._squares[first:last] = squared_norms(codes)
             self._subjects[first:last] = subjects
             self.count = last
@@ -97,12 +107,13 @@ class Rows:
 
         May run in another thread as long as nobody appends. What is not published is written over.
         """
+        kept = self._kept(codes)
         last = self.count + at + len(codes)
         with self._writing:
             first = self.count + at
             self._reserve(last)
             for chunk, within, taken in self._spans(first, last):
-                chunk[within] = codes[taken]
+                chunk[within] = kept[taken]
                 self._squares[first:last][taken] = squared_norms(codes[taken])
             self._subjects[first:last] = subjects
             self._mark(np.flatnonzero(erased) + first)
@@ -138,6 +149,17 @@ class Rows:
 
         Not to be written to: many consecutive ones are not copied.
         """
+        if not self._packed:
+            return self._gathered(rows)
+        found = self._gathered(rows)
+        return packing.unpack(found.reshape(-1, self._row_bytes)).reshape(*rows.shape, self.dim)
+
+    def _kept(self, codes: Int8) -> Int8:
+        """Return rows, int8 [n, dim], as they are kept."""
+        return packing.pack(codes) if self._packed else codes
+
+    def _gathered(self, rows: Int64) -> Int8:
+        """Return rows by number, as they are kept."""
         chunks = self._chunks
         if rows.ndim == 1 and len(rows) > VIEWED_ROWS and _consecutive(rows):
             first, last = int(rows[0]), int(rows[-1]) + 1
@@ -147,11 +169,11 @@ class Rows:
         if len(chunks) == 1:
             return chunks[0].take(rows, axis=0)
         number, within = np.divmod(rows.reshape(-1), CHUNK_ROWS)
-        gathered: Int8 = np.empty((rows.size, self.dim), np.int8)
+        gathered: Int8 = np.empty((rows.size, self._row_bytes), np.int8)
         for used in np.unique(number):
             where = np.flatnonzero(number == used)
             gathered[where] = chunks[used].take(within[where], axis=0)
-        return gathered.reshape(*rows.shape, self.dim)
+        return gathered.reshape(*rows.shape, self._row_bytes)
 
     def norms(self, rows: Int64) -> Float64:
         """Return the exact norms of rows, as facegrid.vectors.code_norms gives them."""
@@ -175,7 +197,7 @@ class Rows:
         chunks_count = 0 if placed is None else len(placed.kept.chunks)
         if placed is None or placed.kept.erased is not erased or chunks_count < len(self._chunks):
             arrays = RowArrays(erased, self._subjects, self._squares, tuple(self._chunks))
-            placed = self._placed = RowsAt(arrays, self.dim)
+            placed = self._placed = RowsAt(arrays, self.dim, packed=self._packed)
         return placed
 
     def live_bits(self) -> UInt8:
@@ -190,9 +212,10 @@ class Rows:
         while first < last:
             number, within = divmod(first, CHUNK_ROWS)
             end = min(last, first + rows_max, (number + 1) * CHUNK_ROWS)
+            kept = self._chunks[number][within : within + end - first]
             yield Block(
                 first=first,
-                codes=self._chunks[number][within : within + end - first],
+                codes=packing.unpack(kept) if self._packed else kept,
                 squares=self._squares[first:end],
                 erased=self._erased[first:end],
             )
@@ -202,7 +225,7 @@ class Rows:
         """Make room for `count` rows in all."""
         while len(self._chunks) * CHUNK_ROWS < count:
             small_bytes = 0 if self._chunks else memory.SMALL_BYTES
-            self._chunks.append(memory.chunk(CHUNK_ROWS, self.dim, small_bytes=small_bytes))
+            self._chunks.append(memory.chunk(CHUNK_ROWS, self._row_bytes, small_bytes=small_bytes))
         if count > len(self._squares):
             capacity = -(-max(count, 2 * len(self._squares)) // 8) * 8
             self._squares = _grown(self._squares, capacity, 0)

@@ -4,12 +4,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from facegrid.vectors import Float32, Int64, Probes
+from facegrid.vectors import Float32, Int64, Probes, UInt8
 from indexd.ann.gpu.arrays import Arrays
 from indexd.ann.gpu.scanner import WANTED_MAX, Scanners, Tables
 from indexd.ann.ivfpq import Scanned
 from indexd.ann.looking import Kernels
-from indexd.ann.rows import UInt8
 
 SPARE: Final = 16
 """Rows asked for beyond what erased ones are expected to take."""

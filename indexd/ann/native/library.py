@@ -34,7 +34,7 @@ class RowArrays:
         erased: bool [n].
         subjects: int32 [n].
         squares: int32 [n], squared norms.
-        chunks: int8 [chunk_rows, dim] each.
+        chunks: int8 [chunk_rows, dim] each; int8 [chunk_rows, dim / 2] of packed rows.
     """
 
     erased: npt.NDArray[np.bool_]
@@ -69,6 +69,7 @@ class _Rows(ctypes.Structure):
         ("squares", c_void_p),
         ("subjects", c_void_p),
         ("erased", c_void_p),
+        ("packed", c_int64),
     )
 
 
@@ -86,13 +87,15 @@ class RowsAt:
     once, not for each search.
     """
 
-    def __init__(self, rows: RowArrays, dim: int) -> None:
+    def __init__(self, rows: RowArrays, dim: int, *, packed: bool) -> None:
         assert dim <= DIM_MAX, f"dim: {dim}"
+        assert dim % 2 == 0 or not packed, f"dim: {dim}"
         self.kept = rows
         chunks = (c_void_p * len(rows.chunks))(*map(_at, rows.chunks))
         chunk_rows = len(rows.chunks[0]) if rows.chunks else 1
         self.given = _Rows(
-            *(chunks, chunk_rows, dim, _at(rows.squares), _at(rows.subjects), _at(rows.erased))
+            *(chunks, chunk_rows, dim, _at(rows.squares), _at(rows.subjects), _at(rows.erased)),
+            packed,
         )
 
 
@@ -131,6 +134,9 @@ class Library:
             *(c_float, c_void_p, c_void_p, c_void_p, c_void_p),
         )
         self._answer.restype = c_int
+        self._unpack: Any = library.facegrid_unpack
+        self._unpack.argtypes = (c_void_p, c_int64, c_int64, c_void_p)
+        self._unpack.restype = None
         # Of the last search: its other shards have the same ones.
         self._probes: _ProbesAt | None = None
 
@@ -167,6 +173,14 @@ class Library:
             space[ends[0] : ends[1]].view(np.float32).reshape(count, k),
             space[ends[2] :].view(np.bool_),
         )
+
+    def unpack(self, packed: Int8) -> Int8:
+        """See `indexd.ann.packing.unpack`."""
+        packed = np.ascontiguousarray(packed)
+        rows, half = packed.shape
+        codes = np.empty((rows, 2 * half), np.int8)
+        self._unpack(_at(packed), rows, half, _at(codes))
+        return codes
 
     def _asked(self, probes: Probes) -> _ProbesAt:
         asked = self._probes

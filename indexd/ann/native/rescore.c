@@ -38,14 +38,17 @@
 /* What this was compiled from: the loader compares it with the file beside. */
 const char *facegrid_source = SOURCE;
 
-/* The rows of a shard: see indexd.ann.rows. */
+/* The rows of a shard: see indexd.ann.rows. packed: as indexd.ann.packing has them, with as many
+ * bytes as half the components.
+ */
 typedef struct {
-    const int8_t *const *chunks;
+    const uint8_t *const *chunks;
     int64_t chunk_rows;
     int64_t dim;
     const int32_t *squares;
     const int32_t *subjects;
     const uint8_t *erased;
+    int64_t packed;
 } Rows;
 
 /* Probes, [count, dim] and [count]: see facegrid.vectors.Probes. */
@@ -65,15 +68,41 @@ static int32_t product(const int16_t *restrict probe, const int8_t *restrict row
     return sum;
 }
 
-static const int8_t *row_at(const Rows *rows, int64_t row)
+/* round(level * 127 / 7) of a level counted from -8, as facegrid.vectors has it. */
+#define CODE_OF(level) ((int8_t)(18 * ((level) - 8) + ((level) > 11) - ((level) < 5)))
+
+/* The low halves of a packed row's bytes are the first half of its components. */
+FOR_EACH_PROCESSOR
+static void unpack(const uint8_t *restrict packed, int64_t half, int8_t *restrict codes)
 {
-    return rows->chunks[row / rows->chunk_rows] + (row % rows->chunk_rows) * rows->dim;
+    for (int64_t i = 0; i < half; i++) {
+        int8_t low = packed[i] & 15, high = packed[i] >> 4;
+        codes[i] = CODE_OF(low);
+        codes[half + i] = CODE_OF(high);
+    }
+}
+
+/* Writes packed rows, [rows, half], as int8 [rows, 2 * half]. */
+void facegrid_unpack(const uint8_t *packed, int64_t rows, int64_t half, int8_t *codes)
+{
+    for (int64_t row = 0; row < rows; row++)
+        unpack(packed + row * half, half, codes + row * 2 * half);
+}
+
+static int64_t row_bytes(const Rows *rows)
+{
+    return rows->packed ? rows->dim / 2 : rows->dim;
+}
+
+static const uint8_t *row_at(const Rows *rows, int64_t row)
+{
+    return rows->chunks[row / rows->chunk_rows] + (row % rows->chunk_rows) * row_bytes(rows);
 }
 
 static void fetch(const Rows *rows, int64_t row)
 {
-    const char *at = (const char *)row_at(rows, row);
-    for (int64_t byte = 0; byte < rows->dim; byte += LINE_BYTES)
+    const uint8_t *at = row_at(rows, row);
+    for (int64_t byte = 0; byte < row_bytes(rows); byte += LINE_BYTES)
         __builtin_prefetch(at + byte);
     __builtin_prefetch(rows->squares + row);
     __builtin_prefetch(rows->subjects + row);
@@ -89,7 +118,11 @@ static void load_probe(const Probes *probes, int64_t number, int64_t dim, int16_
 /* As facegrid.vectors.scores_of: two roundings to double, one to float. */
 static float score_of(const Rows *rows, const int16_t *probe, double norm, int64_t row)
 {
-    double dot = (double)product(probe, row_at(rows, row), rows->dim);
+    const uint8_t *at = row_at(rows, row);
+    int8_t codes[DIM_MAX];
+    if (rows->packed)
+        unpack(at, rows->dim / 2, codes);
+    double dot = (double)product(probe, rows->packed ? codes : (const int8_t *)at, rows->dim);
     double cosine = dot / (norm * sqrt((double)rows->squares[row]));
     if (cosine > 1.0)
         cosine = 1.0;
