@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from facegrid.ids import KEY_LAST, GalleryName, NodeId, ShardId
 from facegrid.tuning import MISS_RATE_MAX_DEFAULT, Profile, Tuning
+from facegrid.vectors import BITS_DEFAULT
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -94,6 +95,7 @@ class Gallery:
 
     `profile` is of searches that name none; `miss_rate_max` the share of mates that `balanced` may
     miss because of the index; `tuning` what that was measured to be, None before it was.
+    `component_bits` is what a component of a template is rounded to, 8 or 4: see facegrid.vectors.
     `retrained_unix_ms` is when a node last began to train it because of an alarm, 0: never.
     """
 
@@ -111,6 +113,7 @@ class Gallery:
     miss_rate_max: float = MISS_RATE_MAX_DEFAULT
     tuning: Tuning | None = None
     retrained_unix_ms: int = 0
+    component_bits: int = BITS_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ UInt8 = npt.NDArray[np.uint8]
 CODE_MAX: Final = 127
 BITS_DEFAULT: Final = 8
 BITS_PACKED: Final = 4
+COMPONENT_BITS_KNOWN: Final = (BITS_PACKED, BITS_DEFAULT)
+"""What a gallery may round its templates' components to."""
 LEVEL_MAX: Final = 7
 """Of a component of 4 bits."""
 PROBE_MAX: Final = 127 * 128

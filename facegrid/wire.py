@@ -86,6 +86,7 @@ def to_wire_gallery(gallery: Gallery) -> types_pb2.Gallery:
         profile=to_profile_message(gallery.profile),
         miss_rate_max=gallery.miss_rate_max,
         tuning=None if gallery.tuning is None else to_tuning_message(gallery.tuning),
+        component_bits=gallery.component_bits,
     )
 
 
@@ -105,6 +106,7 @@ def from_wire_gallery(message: types_pb2.Gallery) -> Gallery:
         profile=from_profile_message(message.profile) or Profile.BALANCED,
         miss_rate_max=message.miss_rate_max or MISS_RATE_MAX_DEFAULT,
         tuning=from_tuning_message(message.tuning) if message.HasField("tuning") else None,
+        component_bits=message.component_bits or vectors.BITS_DEFAULT,
     )
 
 

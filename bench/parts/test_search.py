@@ -14,6 +14,7 @@ from indexd.ann import rescore
 from indexd.ann.index import ShardIndex
 from indexd.ann.threads import set_threads
 from indexd.ann.train import train
+from indexd.engine.loading import ShardShape
 from indexd.engine.search import Wish, search
 from indexd.engine.state import ShardState
 from router.plan import merge
@@ -92,7 +93,9 @@ def test_merge_in_the_node(benchmark: BenchmarkFixture) -> None:
     width = (KEY_LAST + 1) // SHARDS
     states = [
         ShardState(
-            ShardId(f"s{number}"), HashRange(number * width, number * width + width - 1), DIM
+            ShardShape(
+                ShardId(f"s{number}"), HashRange(number * width, number * width + width - 1), DIM
+            )
         )
         for number in range(SHARDS)
     ]

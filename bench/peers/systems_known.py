@@ -13,7 +13,8 @@ class System:
 
     Attributes:
         name: as printed.
-        kind: libraries are compared with `facegrid`, servers with `facegrid-served`.
+        kind: libraries are compared with `facegrid`, servers with `facegrid-served`; a gallery of
+            ours with other settings counts as a library.
         adapter: module:Class.
         package: what to install in the peers' environment; empty: it runs in ours.
         build_ms_per_template: with two threads, at 20,000 templates of 512 dimensions; rough.
@@ -32,7 +33,11 @@ FACEGRID = System("facegrid", "ours", f"{FOLDER}.facegrid_index:FacegridIndex", 
 SERVED = System(
     "facegrid-served", "ours", f"{FOLDER}.facegrid_served:FacegridServed", "", 0.6, 3200
 )
+PACKED = System(
+    "facegrid-4bit", "library", f"{FOLDER}.facegrid_index:FacegridPackedIndex", "", 0.2, 3200
+)
 SYSTEMS = (
+    PACKED,
     System("faiss-same", "library", f"{FOLDER}.same_index:SameIndex", "", 0.2, 3200),
     System("faiss-ivfpq", "library", f"{FOLDER}.faiss_index:FaissIvfPq", "", 0.5, 2300),
     System("faiss-ivfflat", "library", f"{FOLDER}.faiss_index:FaissIvfFlat", "", 0.1, 4400),

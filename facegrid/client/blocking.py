@@ -17,6 +17,7 @@ from facegrid.client.values import EnrolBatch, Erasure, Matrix, Template, Verifi
 from facegrid.errors import InvalidError
 from facegrid.model import CandidateList, Gallery, Token
 from facegrid.rpc.channel import TlsFiles
+from facegrid.vectors import BITS_DEFAULT
 
 CLOSE_S_MAX: Final = 5.0
 HEAR_S_MAX: Final = 0.5
@@ -57,6 +58,7 @@ class Client:
         train_at: int | None = None,
         profile: str | None = None,
         miss_rate_max: float | None = None,
+        component_bits: int = BITS_DEFAULT,
     ) -> Gallery:
         """Create a gallery and return it once its shards accept writes."""
         return self._run(
@@ -69,6 +71,7 @@ class Client:
                 train_at=train_at,
                 profile=profile,
                 miss_rate_max=miss_rate_max,
+                component_bits=component_bits,
             )
         )
 

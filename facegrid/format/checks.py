@@ -88,8 +88,11 @@ SOURCES: Final = "sources"
 """An object says how far other shards were brought in."""
 GALLERY_LIVES: Final = "gallery-lives"
 """A shard goes while its gallery stays: less is deleted than with a gallery."""
+COMPONENT_BITS: Final = "component-bits"
+"""A gallery's templates are rounded more coarsely: a router that does not know would enrol others
+among them."""
 FEATURES_KNOWN: Final = frozenset(
-    {MAP_JOINING, MAP_PENDING, MAP_MADE_COUNT, SOURCES, GALLERY_LIVES}
+    {MAP_JOINING, MAP_PENDING, MAP_MADE_COUNT, SOURCES, GALLERY_LIVES, COMPONENT_BITS}
 )
 """Features that this version can read."""
 

@@ -11,6 +11,7 @@ from facegrid import limits
 from facegrid.api.storage.v1 import storage_pb2
 from facegrid.errors import CorruptError, InvalidError
 from facegrid.format.checks import (
+    COMPONENT_BITS,
     GALLERY_LIVES,
     MAP_JOINING,
     MAP_MADE_COUNT,
@@ -31,6 +32,7 @@ from facegrid.tuning_messages import (
     to_profile_message,
     to_tuning_message,
 )
+from facegrid.vectors import BITS_DEFAULT, COMPONENT_BITS_KNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Dropped:
 
 def encode_gallery(gallery: Gallery) -> bytes:
     """Return the value of galleries/<name>. The templates are not counted there."""
+    coarse = gallery.component_bits != BITS_DEFAULT
     return serialized(
         storage_pb2.GalleryRecord(
             name=gallery.name,
@@ -99,6 +102,8 @@ def encode_gallery(gallery: Gallery) -> bytes:
             ),
             tuning=None if gallery.tuning is None else to_tuning_message(gallery.tuning),
             retrained_unix_ms=gallery.retrained_unix_ms,
+            component_bits=gallery.component_bits if coarse else 0,
+            required_features=[COMPONENT_BITS] if coarse else [],
         )
     )
 
@@ -111,6 +116,8 @@ def decode_gallery(data: bytes) -> Gallery:
     require(1 <= message.dim <= limits.DIM_MAX, what, f"dim={message.dim}")
     require(message.shards_count >= 1, what, f"shards_count={message.shards_count}")
     require(message.replicas_count >= 1, what, f"replicas_count={message.replicas_count}")
+    bits = message.component_bits or BITS_DEFAULT
+    require(bits in COMPONENT_BITS_KNOWN, what, f"component_bits={bits}")
     problem = sha256_problem(message.codebook) if message.codebook else ""
     require(not problem, what, problem)
     return Gallery(
@@ -127,6 +134,7 @@ def decode_gallery(data: bytes) -> Gallery:
         miss_rate_max=message.miss_rate_max or MISS_RATE_MAX_DEFAULT,
         tuning=_tuning(message, what),
         retrained_unix_ms=message.retrained_unix_ms,
+        component_bits=bits,
     )
 
 

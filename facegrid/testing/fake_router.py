@@ -123,7 +123,7 @@ class Store:
         self.requests.append(request.request_id)
         x = wire.from_wire_vectors(request.vectors, dim=kept.gallery.dim)
         keys = list(zip(request.subject_ids, request.template_ids, strict=True))
-        new = dict(zip(keys, vectors.quantize(x), strict=True))
+        new = dict(zip(keys, vectors.quantize(x, kept.gallery.component_bits), strict=True))
         for row, (key, codes) in enumerate(new.items()):
             if key in kept.rows and not np.array_equal(kept.rows[key], codes):
                 raise ConflictError(f"taken row={row}", reason="TEMPLATE_EXISTS", row=row)
@@ -200,6 +200,7 @@ class _Galleries(gallery_service_pb2_grpc.GalleryServiceServicer):
             train_at_templates_count=request.train_at_templates_count,
             profile=from_profile_message(request.profile) or Profile.BALANCED,
             miss_rate_max=_miss_rate_max(request) or MISS_RATE_MAX_DEFAULT,
+            component_bits=_component_bits(request),
         )
         kept = self._router.store.kept.setdefault(request.name, Kept(gallery))
         if replace(kept.gallery, codebook="", tuning=None) != gallery:
@@ -371,6 +372,15 @@ class _Identification(identification_service_pb2_grpc.IdentificationServiceServi
                     score=row.score, template_id=row.template_id, unconfirmed=unconfirmed
                 )
         raise NotFoundError("no such subject", reason="SUBJECT_UNKNOWN")
+
+
+def _component_bits(request: galleries.CreateGalleryRequest) -> int:
+    bits = request.component_bits or vectors.BITS_DEFAULT
+    if bits not in vectors.COMPONENT_BITS_KNOWN:
+        raise InvalidError(
+            f"out of bounds value={bits}", reason="OUT_OF_BOUNDS", field="component_bits"
+        )
+    return bits
 
 
 def _miss_rate_max(

@@ -34,6 +34,7 @@ class ShardShape:
     shard_id: ShardId
     range: HashRange
     dim: int
+    component_bits: int = vectors.BITS_DEFAULT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +139,7 @@ def prepare(data: bytes, sha256: str, shape: ShardShape) -> PreparedSegment:
     if not segment.load_id:
         # Its name states what made it, and only names of loads never come again.
         raise InvalidError("segment was not written by a bulk load", reason="LOAD_REFUSED")
-    vectors.check_codes(segment.codes)
+    vectors.check_codes(segment.codes, shape.component_bits)
     subjects = [one.encode() for one in segment.subject_ids]
     templates = [one.encode() for one in segment.template_ids]
     _check_ids(segment, subjects, templates)

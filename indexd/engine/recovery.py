@@ -67,7 +67,7 @@ class Loads:
         Raises:
             CorruptError: a segment is missing, or is not what was committed.
         """
-        shape = ShardShape(state.shard_id, state.range, state.dim)
+        shape = state.shape
         segments = []
         for one in record.segments:
             if staging.brings_rows(one):
@@ -100,7 +100,7 @@ async def load_segments(
 
     Nobody else knows the state yet, so it is filled in a thread: the other shards go on.
     """
-    state = ShardState(shape.shard_id, shape.range, shape.dim)
+    state = ShardState(shape)
     if codebook is not None:
         state.use_codebook(codebook)
     if manifest is None:

@@ -43,7 +43,7 @@ class Repack:
 
     def __init__(self, source: ShardState) -> None:
         self._source = source
-        self._packed = ShardState(source.shard_id, source.range, source.dim)
+        self._packed = ShardState(source.shape)
         codebook = source.index.codebook
         if codebook is not None:
             self._packed.use_codebook(NamedCodebook(source.codebook, codebook))

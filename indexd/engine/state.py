@@ -15,13 +15,12 @@ from facegrid.errors import CorruptError, InvalidError
 from facegrid.format import digest as digests
 from facegrid.format.log import EnrolRecord, EraseRecord, LoadRecord, LogRecord, LogRef
 from facegrid.ids import ShardId, subject_keys
-from facegrid.model import HashRange
 from indexd.ann.index import ShardIndex
 from indexd.ann.ivfpq import IvfPq
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.columns import HashColumn, PackedTexts, SubjectRows, TextColumn
 from indexd.engine.erasures import PendingErasures
-from indexd.engine.loading import LoadedRows, PreparedSegment, Staged
+from indexd.engine.loading import LoadedRows, PreparedSegment, ShardShape, Staged
 from indexd.engine.requests import (
     InheritedRequests,
     Outcome,
@@ -36,15 +35,16 @@ Int64 = npt.NDArray[np.int64]
 class ShardState:
     """The rows of one shard replica. Changed on the event loop only; searched from one thread."""
 
-    def __init__(self, shard_id: ShardId, key_range: HashRange, dim: int) -> None:
-        self.shard_id = shard_id
-        self.range = key_range
-        self.dim = dim
-        self.index = ShardIndex(dim)
+    def __init__(self, shape: ShardShape) -> None:
+        self.shape = shape
+        self.shard_id = shape.shard_id
+        self.range = shape.range
+        self.dim = shape.dim
+        self.index = ShardIndex(shape.dim, shape.component_bits)
         self.subjects = SubjectRows()
         self.templates = TextColumn()
         self.requests = RequestMemory()
-        self.erasures = PendingErasures(shard_id)
+        self.erasures = PendingErasures(shape.shard_id)
         self.inherited = InheritedRequests()
         self.sources: dict[ShardId, int] = {}
         """How far other shards have been brought into this one."""
@@ -140,7 +140,7 @@ class ShardState:
             return f"its rows have another dimension dim={record.codes.shape[1]} here={self.dim}"
         if len(record.codes):
             try:
-                vectors.check_codes(record.codes)
+                vectors.check_codes(record.codes, self.shape.component_bits)
             except InvalidError as error:
                 return error.message
         _, elsewhere = self.keys_of([one.encode() for one in record.subject_ids])

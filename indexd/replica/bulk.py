@@ -71,7 +71,7 @@ async def fetch(
     """
     room = asyncio.Semaphore(FETCHED_AHEAD)
     shard_id = copy.assignment.shard_id
-    shape = ShardShape(shard_id, copy.assignment.range, copy.gallery.dim)
+    shape = copy.shape
 
     async def one(number: int, named: NamedSegment) -> PreparedSegment:
         async with room:

@@ -109,7 +109,7 @@ class ShardCopy(ABC):
         """Version of the gallery's map that `assignment` is of: this copy acts by it."""
         self.phase = Phase.OPENING
         self.problem = ""
-        self.state = ShardState(assignment.shard_id, assignment.range, gallery.dim)
+        self.state = ShardState(self.shape)
         self.persisted = Persisted()
         self.loaded_from: ManifestPointer | None = None
         """The manifest that `persisted` describes."""
@@ -170,12 +170,19 @@ class ShardCopy(ABC):
         """
         store, assignment = self.ports.store, self.assignment
         manifest = await recovery.load_manifest(store, assignment.shard_id, pointer)
-        shape = ShardShape(assignment.shard_id, assignment.range, self.gallery.dim)
-        state, persisted = await recovery.load_segments(self.loads, shape, manifest, codebook)
+        state, persisted = await recovery.load_segments(self.loads, self.shape, manifest, codebook)
         chain = await recovery.read_chain(store, assignment.shard_id, after=state.log, tip=tip)
         await recovery.replay_unseen(state, chain, self.loads)
         await self.absorb(state)
         self.state, self.persisted, self.loaded_from = state, persisted, pointer
+
+    @property
+    def shape(self) -> ShardShape:
+        """What its state is made for: its gallery's rows, in the range that it was assigned."""
+        gallery, assignment = self.gallery, self.assignment
+        return ShardShape(
+            assignment.shard_id, assignment.range, gallery.dim, gallery.component_bits
+        )
 
     def check_serving(self) -> None:
         """Raise unless the shard can answer now."""

@@ -9,12 +9,13 @@ from facegrid.format.checks import sha256_problem
 from facegrid.ids import check_ids, check_request_id
 from facegrid.vectors import Float32, Int8
 from facegrid.wire import from_wire_vectors
+from indexd.engine.loading import ShardShape
 from indexd.engine.requests import EnrolRequest, EraseRequest, LoadRequest, NamedSegment
 from indexd.replica.shard_copy import Trust
 
 
-def enrol_request(request: pb.AppendRequest, dim: int) -> EnrolRequest:
-    """Return the rows to enrol.
+def enrol_request(request: pb.AppendRequest, shape: ShardShape) -> EnrolRequest:
+    """Return the rows to enrol into a shard.
 
     Raises:
         InvalidError: ids or rows are malformed, or their numbers do not match.
@@ -22,7 +23,7 @@ def enrol_request(request: pb.AppendRequest, dim: int) -> EnrolRequest:
     check_request_id(request.request_id)
     rows = request.rows
     template_ids, subject_ids = list(rows.template_ids), list(rows.subject_ids)
-    codes = stored_rows(rows.codes, rows.dim, dim)
+    codes = stored_rows(rows.codes, rows.dim, shape.dim)
     if not len(template_ids) == len(subject_ids) == len(codes):
         raise InvalidError(
             f"numbers of rows differ templates={len(template_ids)} subjects={len(subject_ids)}"
@@ -31,7 +32,7 @@ def enrol_request(request: pb.AppendRequest, dim: int) -> EnrolRequest:
             field="rows",
         )
     _check_row_ids(template_ids, subject_ids)
-    vectors.check_codes(codes)
+    vectors.check_codes(codes, shape.component_bits)
     return EnrolRequest(request.request_id, template_ids, subject_ids, codes)
 
 

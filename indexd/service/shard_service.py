@@ -94,7 +94,7 @@ class ShardService(ReshapeCalls, TuningCalls):
     async def Append(self, request: pb.AppendRequest, context: Context) -> pb.AppendResponse:
         """Enrol rows into one shard."""
         primary = self._open_primary(request.shard_id)
-        write = checks.enrol_request(request, primary.gallery.dim)
+        write = checks.enrol_request(request, primary.shape)
         outcome = await self._write(primary, write, context)
         return pb.AppendResponse(
             position=outcome.position,
@@ -119,7 +119,7 @@ class ShardService(ReshapeCalls, TuningCalls):
         """Tell whether Append would accept the rows."""
         del context
         primary = self._open_primary(request.shard_id)
-        write = checks.enrol_request(request, primary.gallery.dim)
+        write = checks.enrol_request(request, primary.shape)
         state = primary.state
         planning.plan(state, write, planning.overlay_of(state), self._ports.clock.unix_ms())
         return pb.CheckResponse()

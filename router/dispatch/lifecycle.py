@@ -23,6 +23,7 @@ from facegrid.ids import GalleryName, NodeId
 from facegrid.model import Gallery, ShardAssignment, ShardMap
 from facegrid.rpc.together import all_of
 from facegrid.tuning import MISS_RATE_MAX_DEFAULT, Profile
+from facegrid.vectors import BITS_DEFAULT
 from router.dispatch.blame import blamed
 from router.dispatch.map_news import PASSES_MAX, MapNews
 from router.dispatch.time_left import time_for_node_s
@@ -54,6 +55,7 @@ class GallerySpec:
     train_at_templates_count: int
     profile: Profile = Profile.BALANCED
     miss_rate_max: float = MISS_RATE_MAX_DEFAULT
+    component_bits: int = BITS_DEFAULT
 
     def fits(self, gallery: Gallery) -> bool:
         """Tell whether a gallery has exactly these settings."""
@@ -66,6 +68,7 @@ class GallerySpec:
             gallery.train_at_templates_count,
             gallery.profile,
             gallery.miss_rate_max,
+            gallery.component_bits,
         )
 
 

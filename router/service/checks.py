@@ -44,10 +44,13 @@ def gallery_spec(request: gallery_service_pb2.CreateGalleryRequest) -> GallerySp
         ),
         profile=from_profile_message(request.profile) or Profile.BALANCED,
         miss_rate_max=miss_rate_max(request) or MISS_RATE_MAX_DEFAULT,
+        component_bits=request.component_bits or vectors.BITS_DEFAULT,
     )
     if spec.dim % limits.DIM_STEP:
         raise _out_of_bounds("dim", spec.dim, f"a multiple of {limits.DIM_STEP}")
     _within("dim", spec.dim, limits.DIM_MIN, limits.DIM_MAX)
+    if spec.component_bits not in vectors.COMPONENT_BITS_KNOWN:
+        raise _out_of_bounds("component_bits", spec.component_bits, "8 or 4")
     _within("shards_count", spec.shards_count, 1, limits.SHARDS_MAX)
     _within("replicas_count", spec.replicas_count, 1, limits.REPLICAS_MAX)
     _within("extractor", len(spec.extractor), 1, limits.EXTRACTOR_CHARS_MAX)
@@ -85,7 +88,9 @@ def mates_count_max(request: gallery_service_pb2.TuneGalleryRequest) -> int:
     return request.mates_count_max
 
 
-def enrol_batch(request: enrolment_service_pb2.EnrolRequest, *, dim: int) -> EnrolBatch:
+def enrol_batch(
+    request: enrolment_service_pb2.EnrolRequest, *, dim: int, component_bits: int
+) -> EnrolBatch:
     """Return the rows of a request as they are to be stored.
 
     Raises:
@@ -101,7 +106,7 @@ def enrol_batch(request: enrolment_service_pb2.EnrolRequest, *, dim: int) -> Enr
     x = from_wire_vectors(request.vectors, dim=dim, field="vectors")
     if len(x) != len(template_ids):
         raise _rows_differ("vectors", len(x), len(template_ids))
-    codes = vectors.quantize(x)
+    codes = vectors.quantize(x, component_bits)
     check_repeats(template_ids, subject_ids, codes)
     return EnrolBatch(request.request_id, template_ids, subject_ids, codes)
 

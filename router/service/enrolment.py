@@ -77,7 +77,9 @@ class EnrolmentService(EnrolmentServiceServicer):
     async def _enrol(self, request: pb.EnrolRequest, call: CallContext) -> pb.EnrolResponse:
         name = check_gallery_name(request.gallery)
         served = await self._directory.find(name, deadline_s=call.deadline_s)
-        batch = enrol_batch(request, dim=served.gallery.dim)
+        batch = enrol_batch(
+            request, dim=served.gallery.dim, component_bits=served.gallery.component_bits
+        )
         enrolled = await self._ingest.enrol(served, batch, deadline_s=call.deadline_s)
         return pb.EnrolResponse(
             token=to_wire_token(enrolled.token),

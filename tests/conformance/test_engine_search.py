@@ -5,6 +5,7 @@ The codebooks here rescore every row, so that answers must agree in full: same r
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -30,7 +31,14 @@ from tests.fakes.device_units import (
 DIM = 64
 ROWS = 1500
 ALL = -2.0
-Rows = tuple[Int8, Int64]
+
+
+class Rows(NamedTuple):
+    """Stored rows, int8 [n, DIM], and whose they are; `bits` of a component."""
+
+    codes: Int8
+    subjects: Int64
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -47,14 +55,14 @@ def unit_rows(count: int, seed: int) -> Float32:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-@pytest.fixture(scope="module")
-def rows() -> Rows:
+@pytest.fixture(scope="module", params=[8, 4])
+def rows(request: pytest.FixtureRequest) -> Rows:
     x = unit_rows(ROWS, 1)
     # Exact duplicates, so that equal scores occur, within a subject and between two.
     x[7], x[900], x[1400] = x[3], x[3], x[20]
     subjects = np.random.default_rng(2).integers(0, ROWS * 3 // 4, ROWS)
     subjects[900] = subjects[3]
-    return vectors.quantize(x), subjects
+    return Rows(vectors.quantize(x, request.param), subjects, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +113,7 @@ def search(request: pytest.FixtureRequest) -> Iterator[Search]:
 
 
 def filled(rows: Rows) -> ShardIndex:
-    index = ShardIndex(DIM)
+    index = ShardIndex(DIM, rows.bits)
     for begin in range(0, ROWS, 400):
         part = slice(begin, begin + 400)
         index.append(rows[0][part], rows[1][part].astype(np.int32))
@@ -124,7 +132,7 @@ def trained(rows: Rows, codebook: Codebook) -> Case:
 
 
 def half_absorbed(rows: Rows, codebook: Codebook) -> Case:
-    index = ShardIndex(DIM)
+    index = ShardIndex(DIM, rows.bits)
     subjects = rows[1].astype(np.int32)
     index.append(rows[0][:300], subjects[:300])
     index.swap(index.rebuilt(codebook))
@@ -146,7 +154,7 @@ def erased(rows: Rows, codebook: Codebook) -> Case:
 def loaded(rows: Rows, codebook: Codebook) -> Case:
     """As from segments: rows coded elsewhere come with their codes."""
     origin = trained(rows, codebook).index
-    index = ShardIndex(DIM)
+    index = ShardIndex(DIM, rows.bits)
     index.swap(index.rebuilt(codebook))
     for first, last in [(0, 77), (77, 1000), (1000, 1000), (1000, ROWS)]:
         encoded = origin.encoded(first, last)
@@ -245,7 +253,7 @@ def test_a_subject_with_most_rows_does_not_crowd_out_the_others(
 ) -> None:
     subjects = np.zeros(ROWS, np.int64)
     subjects[-5:] = np.arange(1, 6)
-    case = trained((rows[0], subjects), replace(codebook, rescore_factor=1))
+    case = trained(rows._replace(subjects=subjects), replace(codebook, rescore_factor=1))
     probes = vectors.prepare_probes(unit_rows(3, 13))
 
     hits = search(case.index, probes, 6, ALL)
@@ -258,7 +266,7 @@ def test_rows_that_arrive_while_a_codebook_is_brought_in_are_searched_exactly(
 ) -> None:
     """1. half is coded aside; 2. more is appended and some erased; 3. swap; 4. absorb."""
     subjects = rows[1].astype(np.int32)
-    index = ShardIndex(DIM)
+    index = ShardIndex(DIM, rows.bits)
     index.append(rows[0][:700], subjects[:700])
     aside = index.rebuilt(codebook)
     index.append(rows[0][700:], subjects[700:])

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import numpy as np
 import pytest
 
-from facegrid import AsyncClient, FacegridError, InvalidError, NotFoundError, Profile
+from facegrid import AsyncClient, FacegridError, InvalidError, NotFoundError, Profile, vectors
 from facegrid.testing.fake_router import FakeRouter
 from tests.fakes.router_cluster import cluster
 
@@ -44,6 +44,41 @@ async def test_a_gallery_keeps_the_profile_and_the_miss_rate_that_it_was_created
     assert (made.profile, made.miss_rate_max) == (Profile.FAST, 0.01)
     found = await client.get_gallery("staff")
     assert (found.profile, found.miss_rate_max) == (Profile.FAST, 0.01)
+
+
+async def test_a_gallery_keeps_eight_bits_of_a_component_or_four_if_told(
+    client: AsyncClient,
+) -> None:
+    made = await client.create_gallery("staff", dim=DIM, extractor="e@1")
+    coarse = await client.create_gallery("coarse", dim=DIM, extractor="e@1", component_bits=4)
+
+    assert (made.component_bits, coarse.component_bits) == (8, 4)
+    assert (await client.get_gallery("coarse")).component_bits == 4
+    with pytest.raises(FacegridError) as caught:
+        await client.create_gallery("coarse", dim=DIM, extractor="e@1")
+    assert caught.value.reason == "GALLERY_EXISTS"
+
+
+@pytest.mark.parametrize("bits", [1, 5, 16])
+async def test_other_numbers_of_bits_are_refused(client: AsyncClient, bits: int) -> None:
+    with pytest.raises(InvalidError) as caught:
+        await client.create_gallery("staff", dim=DIM, extractor="e@1", component_bits=bits)
+
+    assert caught.value.reason == "OUT_OF_BOUNDS"
+    assert caught.value.facts["field"] == "component_bits"
+
+
+async def test_templates_come_back_rounded_as_the_gallery_says(client: AsyncClient) -> None:
+    x = np.random.default_rng(3).standard_normal((DIM, DIM), dtype=np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    for name, bits in (("fine", 8), ("coarse", 4)):
+        await client.create_gallery(name, dim=DIM, extractor="e@1", component_bits=bits)
+        await client.enrol(name, template_ids=IDS, subject_ids=IDS, vectors=x)
+
+        found = await client.get_template(name, IDS[2])
+
+        expected = vectors.dequantize(vectors.quantize(x[2:3], bits))[0]
+        np.testing.assert_array_equal(found.vector, expected)
 
 
 async def test_other_wishes_for_a_gallery_that_exists_are_a_conflict(client: AsyncClient) -> None:

@@ -22,6 +22,7 @@ from indexd.ann.train import train
 from indexd.engine import coded
 from indexd.engine.budget import Budget
 from indexd.engine.coded import NamedCodebook
+from indexd.engine.loading import ShardShape
 from indexd.engine.search import Found, Wish, search
 from indexd.engine.state import ShardState
 from indexd.replica.canaries import Canaries, CanaryPorts
@@ -125,7 +126,7 @@ MAP = ShardMap(NAME, GALLERY.uid, 1, (SHARD,))
 
 def shard_state(x: Float32 = PEOPLE, book: NamedCodebook | None = CODEBOOK) -> ShardState:
     """Return a shard in which subject s-i has row i."""
-    state = ShardState(SHARD.shard_id, SHARD.range, DIM)
+    state = ShardState(ShardShape(SHARD.shard_id, SHARD.range, DIM))
     if book is not None:
         state.use_codebook(book)
     enrol(state, x)

@@ -33,9 +33,10 @@ def worlds(draw: st.DrawFn) -> tuple[Rows, vectors.Probes, np.ndarray[Any, Any],
     x[rng.random(count) < 0.5] *= -1
     if draw(st.booleans()):
         x = x + rng.standard_normal(x.shape, dtype=np.float32) * np.float32(0.2)
-    rows = Rows(dim)
+    bits = draw(st.sampled_from(vectors.COMPONENT_BITS_KNOWN))
+    rows = Rows(dim, bits)
     subjects = rng.integers(0, draw(st.integers(1, 40)), count).astype(np.int32)
-    rows.append(vectors.quantize(x), subjects)
+    rows.append(vectors.quantize(x, bits), subjects)
     rows.erase(np.flatnonzero(rng.random(count) < draw(st.sampled_from((0.0, 0.3, 1.0)))))
     probes_count = draw(st.integers(1, 5))
     picked = kinds[rng.integers(0, len(kinds), probes_count)]
@@ -75,9 +76,10 @@ def test_the_best_are_the_same(
     assert (ours.scores[entries].view(np.int32) == numpys.scores[entries].view(np.int32)).all()
 
 
-def test_the_largest_products_do_not_overflow() -> None:
+@pytest.mark.parametrize("bits", vectors.COMPONENT_BITS_KNOWN)
+def test_the_largest_products_do_not_overflow(bits: int) -> None:
     dim = 1024
-    rows = Rows(dim)
+    rows = Rows(dim, bits)
     rows.append(np.full((2, dim), 127, np.int8) * np.array([[1], [-1]], np.int8), np.arange(2))
     probes = vectors.prepare_probes(np.ones((1, dim), np.float32))
     candidates = np.array([[0, 1]])
@@ -86,10 +88,11 @@ def test_the_largest_products_do_not_overflow() -> None:
     assert best.scores.tolist() == [[1.0, -1.0]]
 
 
-def test_rows_of_several_chunks_are_found() -> None:
-    rows = Rows(8)
+@pytest.mark.parametrize("bits", vectors.COMPONENT_BITS_KNOWN)
+def test_rows_of_several_chunks_are_found(bits: int) -> None:
+    rows = Rows(8, bits)
     rng = np.random.default_rng(5)
-    codes = vectors.quantize(rng.standard_normal((1000, 8), dtype=np.float32))
+    codes = vectors.quantize(rng.standard_normal((1000, 8), dtype=np.float32), bits)
     # Space that nothing touches costs nothing: rows on both sides of a chunk's end.
     rows.stage(CHUNK_ROWS - 500, codes, np.arange(1000, dtype=np.int32), np.zeros(1000, np.bool_))
     rows.publish(CHUNK_ROWS + 500)

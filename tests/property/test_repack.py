@@ -62,7 +62,7 @@ CODEBOOK = NamedCodebook(coded.encode(TRAINED)[1], TRAINED)
 
 
 def new_state(codebook: NamedCodebook | None) -> ShardState:
-    state = ShardState(SHARD.shard_id, SHARD.range, DIM)
+    state = ShardState(SHARD)
     if codebook is not None:
         state.use_codebook(codebook)
     return state

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from facegrid import vectors
+from facegrid.errors import InvalidError
+from indexd.ann import packing
 from indexd.ann import rows as rows_module
 from indexd.ann.index import ShardIndex
 from indexd.ann.rows import Rows
@@ -13,9 +15,9 @@ from indexd.ann.rows import Rows
 DIM = 16
 
 
-def some_codes(count: int, seed: int) -> vectors.Int8:
+def some_codes(count: int, seed: int, bits: int = 8) -> vectors.Int8:
     x = np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
-    return vectors.quantize(x)
+    return vectors.quantize(x, bits)
 
 
 @pytest.fixture
@@ -23,10 +25,11 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "CHUNK_ROWS", 100)
 
 
+@pytest.mark.parametrize("bits", vectors.COMPONENT_BITS_KNOWN)
 @pytest.mark.usefixtures("_small_chunks")
-def test_rows_come_back_across_chunks() -> None:
-    codes, subjects = some_codes(1730, 1), np.arange(1730, dtype=np.int32) % 7
-    rows = Rows(DIM)
+def test_rows_come_back_across_chunks(bits: int) -> None:
+    codes, subjects = some_codes(1730, 1, bits), np.arange(1730, dtype=np.int32) % 7
+    rows = Rows(DIM, bits)
     firsts = [
         rows.append(codes[a:b], subjects[a:b])
         for a, b in [(0, 1), (1, 250), (250, 250), (250, 1730)]
@@ -87,3 +90,47 @@ def test_appending_while_another_thread_searches_never_shows_half_a_row() -> Non
     writer.join()
 
     assert index.rows_count == 4000
+
+
+def test_rows_of_four_bits_take_half_the_memory() -> None:
+    packed, plain = Rows(DIM, 4), Rows(DIM)
+    for rows in (packed, plain):
+        rows.append(some_codes(1000, 4, 4), np.zeros(1000, np.int32))
+
+    assert plain.memory_bytes - packed.memory_bytes == 1000 * DIM // 2
+
+
+def test_a_row_that_cannot_be_packed_is_refused_and_nothing_is_added() -> None:
+    rows = Rows(DIM, 4)
+    codes = some_codes(3, 5, 4)
+    codes[1] = some_codes(1, 6)[0]
+
+    with pytest.raises(InvalidError) as caught:
+        rows.append(codes, np.zeros(3, np.int32))
+
+    assert (caught.value.reason, caught.value.row, rows.count) == ("CODES_MALFORMED", 1, 0)
+
+
+@pytest.mark.parametrize("bits", vectors.COMPONENT_BITS_KNOWN)
+def test_staged_rows_are_the_rows_once_they_are_seen(bits: int) -> None:
+    codes = some_codes(50, 7, bits)
+    rows = Rows(DIM, bits)
+    rows.append(codes[:10], np.zeros(10, np.int32))
+
+    rows.stage(0, codes[10:30], np.ones(20, np.int32), np.zeros(20, np.bool_))
+    rows.stage(20, codes[30:], np.ones(20, np.int32), np.zeros(20, np.bool_))
+    rows.publish(40)
+
+    np.testing.assert_array_equal(rows.codes(np.arange(50)), codes)
+
+
+def test_rows_are_unpacked_alike_with_and_without_what_is_compiled() -> None:
+    codes = some_codes(500, 8, 4)
+
+    packed = packing.pack(codes)
+
+    assert packed.shape == (500, DIM // 2)
+    np.testing.assert_array_equal(packing.unpack(packed, native=None), codes)
+    np.testing.assert_array_equal(packing.unpack(packed), codes)
+    # What lies apart in memory, too.
+    np.testing.assert_array_equal(packing.unpack(packed[::7]), codes[::7])

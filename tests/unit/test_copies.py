@@ -18,6 +18,7 @@ from facegrid.ids import KEY_LAST, NodeId, ShardId
 from facegrid.limits import CONFIRMATION_OVER_S, ETCD_TXN_OPERATIONS_MAX, STALENESS_S
 from facegrid.model import HashRange, NodeInfo, ShardAssignment, ShardMap
 from facegrid.testing.skipping_clock import SkippingClock
+from indexd.engine.loading import ShardShape
 from indexd.engine.requests import EraseRequest
 from indexd.engine.state import ShardState
 from indexd.replica.confirmation import Confirmation, parts_of
@@ -308,7 +309,7 @@ def test_a_gallery_trains_by_the_share_of_the_keys_that_its_first_shard_has(
 ) -> None:
     """1,000 rows in a quarter of the keys stand for 4,000, however many shards there are."""
     gallery = replace(GALLERY, shards_count=1, train_at_templates_count=4000)
-    state = ShardState(SHARD.shard_id, HashRange(0, (KEY_LAST + 1) // share - 1), 16)
+    state = ShardState(ShardShape(SHARD.shard_id, HashRange(0, (KEY_LAST + 1) // share - 1), 16))
     state.templates_count = 1000
 
     assert train_due(gallery, state) == due

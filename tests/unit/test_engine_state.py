@@ -14,6 +14,7 @@ from facegrid.format.log import LogRef
 from facegrid.ids import KEY_LAST, ShardId, subject_key
 from facegrid.model import HashRange
 from indexd.engine.group import form_group
+from indexd.engine.loading import ShardShape
 from indexd.engine.planning import overlay_of, plan, vectors_decide
 from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome, WriteRequest
 from indexd.engine.state import ShardState
@@ -35,7 +36,7 @@ def rows(count: int, seed: int = 0) -> vectors.Int8:
 
 
 def new_state() -> ShardState:
-    return ShardState(ShardId("g.1.0000"), HashRange(0, KEY_LAST), DIM)
+    return ShardState(ShardShape(ShardId("g.1.0000"), HashRange(0, KEY_LAST), DIM))
 
 
 def write(state: ShardState, request: WriteRequest) -> Outcome:
@@ -213,7 +214,7 @@ def test_a_record_of_a_group_is_planned_against_those_before_it() -> None:
 
 
 def test_a_subject_of_another_range_is_refused() -> None:
-    state = ShardState(ShardId("g.1.0000"), HashRange(0, 0), DIM)
+    state = ShardState(ShardShape(ShardId("g.1.0000"), HashRange(0, 0), DIM))
 
     with pytest.raises(InvalidError) as refused:
         write(state, enrol("r-1", PAIRS[:1], rows(1)))
@@ -224,7 +225,7 @@ def test_a_subject_of_another_range_is_refused() -> None:
 def test_of_several_rows_that_cannot_be_taken_the_first_is_named() -> None:
     """Two copies that differ, and behind them a subject of another shard; and the other way."""
     inside, outside = sorted(["s-1", "s-2"], key=subject_key)
-    state = ShardState(ShardId("g.1.0000"), HashRange(0, subject_key(inside)), DIM)
+    state = ShardState(ShardShape(ShardId("g.1.0000"), HashRange(0, subject_key(inside)), DIM))
     twice, other = [(inside, "t-1"), (inside, "t-1")], (outside, "t-2")
 
     with pytest.raises(InvalidError) as first:

@@ -12,7 +12,7 @@ from facegrid.errors import InvalidError
 from facegrid.format.segment import decode_segment
 from facegrid.ids import KEY_LAST, ShardId, subject_key
 from fgctl.bulk.cut import ChunkSource, cut
-from fgctl.bulk.journal import Shard
+from fgctl.bulk.journal import Parameters, Shard
 from fgctl.online.load_sources import NpyChunks, ParquetChunks, fingerprint
 from fgctl.online.parquet import ParquetSource
 from fgctl.online.sources import NpySource, Source, open_npy
@@ -24,6 +24,7 @@ SHARDS = [
     Shard(ShardId("g.1f00aa23.0001"), KEY_LAST // 3 + 1, KEY_LAST // 2),
     Shard(ShardId("g.1f00aa23.0002"), KEY_LAST // 2 + 1, KEY_LAST),
 ]
+PARAMETERS = Parameters("g", "1f00aa23", DIM, 0, 0, tuple(SHARDS), ())
 
 Row = tuple[str, str, bytes]
 
@@ -46,7 +47,7 @@ def by_load(source: ChunkSource, rows: int) -> list[list[Row]]:
     """What a load stores in each shard, in its order."""
     found: dict[str, list[Row]] = {shard.shard_id: [] for shard in SHARDS}
     for chunk in source.chunks(rows):
-        for built in cut(chunk, SHARDS, "a" * 32).segments:
+        for built in cut(chunk, PARAMETERS, "a" * 32).segments:
             segment = decode_segment(built.data)
             found[segment.shard_id] += [
                 (segment.subject_ids[subject], template_id, codes.tobytes())

@@ -51,6 +51,28 @@ def test_memory_is_what_the_arrays_and_ids_are_times_what_was_measured() -> None
     assert node.resident == CALM.node_base_bytes + 1000 * memory.template_bytes(demand) * 1.25
 
 
+def test_rows_of_four_bits_take_half_as_much_and_are_named_where_memory_is_short() -> None:
+    demand = replace(SMALL, dim=512, component_bits=4)
+    assert memory.row_bytes(demand) == 256 + 9.125
+    assert memory.code_bytes(demand) == memory.code_bytes(replace(SMALL, dim=512))
+    with pytest.raises(InvalidError, match="8 or 4"):
+        replace(SMALL, component_bits=5)
+
+
+def test_where_memory_is_short_rows_of_four_bits_are_among_what_would_do() -> None:
+    demand = replace(SMALL, p99_ms=10_000, replicas=1, probes_per_s=1)
+    roomy = planned(demand, MACHINE, CALM, nodes_max=1)
+    assert isinstance(roomy, Plan)
+    tight = Machine(memory_bytes=0.9 * roomy.trial.node_memory.peak / 0.8)
+
+    found = planned(demand, tight, CALM, nodes_max=1)
+
+    assert isinstance(found, Broken)
+    assert found.limit == "memory of a node"
+    changes = {one.option: one.value for one in remedies(found, demand, tight, CALM, 1)}
+    assert changes["--component-bits"] == "4"
+
+
 def test_on_a_device_codes_leave_the_memory_of_the_node() -> None:
     machine = replace(MACHINE, device=H200)
     node = memory.node_memory(SMALL, machine, CALM, held=1e6, shard_rows=250_000)

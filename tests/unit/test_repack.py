@@ -15,7 +15,7 @@ from indexd.ann.train import train
 from indexd.engine import coded
 from indexd.engine.coded import NamedCodebook
 from indexd.engine.flush import Kept, Persisted, StoredSegment, capture, span
-from indexd.engine.loading import LoadedRows
+from indexd.engine.loading import LoadedRows, ShardShape
 from indexd.engine.planning import overlay_of, plan
 from indexd.engine.repack import Repack, due
 from indexd.engine.requests import EnrolRequest, EraseRequest, Outcome, WriteRequest
@@ -59,7 +59,7 @@ def erase(state: ShardState, *subjects: int) -> None:
 
 def filled(codebook: NamedCodebook | None = None) -> ShardState:
     """Return a state of ROWS rows, the first 100 of them coded if there is a codebook."""
-    state = ShardState(ShardId("g.1.0000"), HashRange(0, KEY_LAST), DIM)
+    state = ShardState(ShardShape(ShardId("g.1.0000"), HashRange(0, KEY_LAST), DIM))
     if codebook is not None:
         state.use_codebook(codebook)
     enrol(state, 0, 100)

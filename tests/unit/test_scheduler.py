@@ -21,6 +21,7 @@ from facegrid.model import HashRange
 from facegrid.testing.manual_clock import ManualClock
 from facegrid.vectors import Float32, Probes
 from indexd.engine.batches import BatchLimits
+from indexd.engine.loading import ShardShape
 from indexd.engine.search import Found, Wish, search
 from indexd.engine.state import ShardState
 from indexd.service import scheduler as scheduling
@@ -61,7 +62,7 @@ def unit_rows(count: int, seed: int) -> Float32:
 
 def state_of(name: str, seed: int, rows: int = 200) -> ShardState:
     """Return a shard in which some subjects have two templates."""
-    state = ShardState(ShardId(name), HashRange(0, 2**64 - 1), DIM)
+    state = ShardState(ShardShape(ShardId(name), HashRange(0, 2**64 - 1), DIM))
     codes = vectors.quantize(unit_rows(rows, seed))
     templates = [f"{name}-t{row}" for row in range(rows)]
     state.add_rows(templates, [f"{name}-s{row * 3 // 4}" for row in range(rows)], codes)

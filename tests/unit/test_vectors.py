@@ -93,13 +93,47 @@ def test_norms_up_to_the_bounds_are_accepted() -> None:
     vectors.check_rows(x)
 
 
-@given(components(12))
-def test_stored_rows_are_what_check_codes_accepts_and_round_once(x: Float32) -> None:
-    codes = vectors.quantize(x)
+@pytest.mark.parametrize("bits", vectors.COMPONENT_BITS_KNOWN)
+@given(x=components(12))
+def test_stored_rows_are_what_check_codes_accepts_and_round_once(x: Float32, bits: int) -> None:
+    codes = vectors.quantize(x, bits)
 
+    vectors.check_codes(codes, bits)
     vectors.check_codes(codes)
     assert np.abs(codes.astype(int)).max(axis=1).tolist() == [vectors.CODE_MAX] * 3
-    np.testing.assert_array_equal(vectors.quantize(vectors.dequantize(codes)), codes)
+    np.testing.assert_array_equal(vectors.quantize(vectors.dequantize(codes), bits), codes)
+
+
+def test_rows_of_four_bits_have_fifteen_values_evenly_spread() -> None:
+    codes = vectors.quantize(random_rows(200, 64, 5), 4)
+
+    found = np.unique(codes).astype(int)
+
+    assert found.tolist() == vectors.CODE_OF_LEVEL.tolist()
+    assert found.tolist() == [round(level * 127 / 7) for level in range(-7, 8)]
+
+
+def test_a_row_that_was_rounded_to_eight_bits_is_none_of_four() -> None:
+    codes = vectors.quantize(random_rows(3, 8, 6), 4)
+    codes[2] = vectors.quantize(random_rows(1, 8, 6))[0]
+
+    with pytest.raises(InvalidError) as caught:
+        vectors.check_codes(codes, 4)
+
+    assert (caught.value.reason, caught.value.row) == ("CODES_MALFORMED", 2)
+
+
+@pytest.mark.parametrize(("bits", "error_max"), [(8, 0.002), (4, 0.03)])
+def test_a_score_is_off_by_what_rounding_costs(bits: int, error_max: float) -> None:
+    x, probes = random_rows(300, 512, 7), random_rows(20, 512, 8)
+    codes = np.broadcast_to(vectors.quantize(x, bits), (20, 300, 512))
+    norms = np.broadcast_to(vectors.code_norms(codes[0]), (20, 300))
+
+    scores = vectors.scores(vectors.prepare_probes(probes), codes, norms)
+
+    off = np.abs(scores - probes @ x.T)
+    assert off.max() < error_max
+    assert off.std() > error_max / 100, "rounding costs nothing: is it done?"
 
 
 @given(components(12), st.floats(0.125, 8, width=32))

@@ -19,6 +19,7 @@ EVERY_SCORE = -2.0
 class FacegridIndex(Library):
     """A trained `ShardIndex`, searched by profile: training finds how hard, not the run."""
 
+    component_bits = vectors.BITS_DEFAULT
     _index: ShardIndex
     _effort: Effort
 
@@ -29,8 +30,8 @@ class FacegridIndex(Library):
 
     def build(self, gallery: Gallery, settings: Settings) -> None:  # noqa: ARG002 - there are none
         """Store the rows, train, and code them."""
-        codes = vectors.quantize(gallery.templates)
-        self._index = ShardIndex(codes.shape[1])
+        codes = vectors.quantize(gallery.templates, self.component_bits)
+        self._index = ShardIndex(codes.shape[1], self.component_bits)
         self._index.append(codes, gallery.subjects)
         codebook = train(codes, seed=SEED, threads=self.threads)
         set_threads(self.threads)
@@ -49,3 +50,9 @@ class FacegridIndex(Library):
         rows = hits.rows.tolist()
         pairs = zip((ends - hits.counts).tolist(), ends.tolist(), strict=True)
         return filled([rows[first:last] for first, last in pairs], k)
+
+
+class FacegridPackedIndex(FacegridIndex):
+    """The same of a gallery that keeps four bits of a component."""
+
+    component_bits = vectors.BITS_PACKED

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from facegrid.api.v1 import types_pb2 as facegrid_dot_api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%facegrid/api/v1/gallery_service.proto\x12\x0f\x66\x61\x63\x65grid.api.v1\x1a\x1b\x66\x61\x63\x65grid/api/v1/types.proto\"\x8f\x02\n\x14\x43reateGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\x11\n\textractor\x18\x03 \x01(\t\x12\x14\n\x0cshards_count\x18\x04 \x01(\r\x12\x16\n\x0ereplicas_count\x18\x05 \x01(\r\x12%\n\x18train_at_templates_count\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12)\n\x07profile\x18\x07 \x01(\x0e\x32\x18.facegrid.api.v1.Profile\x12\x1a\n\rmiss_rate_max\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\x1b\n\x19_train_at_templates_countB\x10\n\x0e_miss_rate_max\"B\n\x15\x43reateGalleryResponse\x12)\n\x07gallery\x18\x01 \x01(\x0b\x32\x18.facegrid.api.v1.Gallery\"!\n\x11GetGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12GetGalleryResponse\x12)\n\x07gallery\x18\x01 \x01(\x0b\x32\x18.facegrid.api.v1.Gallery\"\x16\n\x14ListGalleriesRequest\"D\n\x15ListGalleriesResponse\x12+\n\tgalleries\x18\x01 \x03(\x0b\x32\x18.facegrid.api.v1.Gallery\"\"\n\x12\x44ropGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44ropGalleryResponse\"#\n\x13TrainGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"W\n\x14TrainGalleryResponse\x12)\n\x07gallery\x18\x01 \x01(\x0b\x32\x18.facegrid.api.v1.Gallery\x12\x14\n\x0csample_count\x18\x02 \x01(\x03\"}\n\x14UpdateGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x07profile\x18\x02 \x01(\x0e\x32\x18.facegrid.api.v1.Profile\x12\x1a\n\rmiss_rate_max\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_miss_rate_max\"B\n\x15UpdateGalleryResponse\x12)\n\x07gallery\x18\x01 \x01(\x0b\x32\x18.facegrid.api.v1.Gallery\";\n\x12TuneGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fmates_count_max\x18\x02 \x01(\r\"@\n\x13TuneGalleryResponse\x12)\n\x07gallery\x18\x01 \x01(\x0b\x32\x18.facegrid.api.v1.Gallery2\x98\x05\n\x0eGalleryService\x12^\n\rCreateGallery\x12%.facegrid.api.v1.CreateGalleryRequest\x1a&.facegrid.api.v1.CreateGalleryResponse\x12U\n\nGetGallery\x12\".facegrid.api.v1.GetGalleryRequest\x1a#.facegrid.api.v1.GetGalleryResponse\x12^\n\rListGalleries\x12%.facegrid.api.v1.ListGalleriesRequest\x1a&.facegrid.api.v1.ListGalleriesResponse\x12X\n\x0b\x44ropGallery\x12#.facegrid.api.v1.DropGalleryRequest\x1a$.facegrid.api.v1.DropGalleryResponse\x12[\n\x0cTrainGallery\x12$.facegrid.api.v1.TrainGalleryRequest\x1a%.facegrid.api.v1.TrainGalleryResponse\x12^\n\rUpdateGallery\x12%.facegrid.api.v1.UpdateGalleryRequest\x1a&.facegrid.api.v1.UpdateGalleryResponse\x12X\n\x0bTuneGallery\x12#.facegrid.api.v1.TuneGalleryRequest\x1a$.facegrid.api.v1.TuneGalleryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%facegrid/api/v1/gallery_service.proto\x12\x0f\x66\x61\x63\x65grid.api.v1\x1a\x1b\x66\x61\x63\x65grid/api/v1/types.proto\"\xa7\x02\n\x14\x43reateGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\x11\n\textractor\x18\x03 \x01(\t\x12\x14\n\x0cshards_count\x18\x04 \x01(\r\x12\x16\n\x0ereplicas_count\x18\x05 \x01(\r\x12%\n\x18train_at_templates_count\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12)\n\x07profile\x18\x07 \x01(\x0e\x32\x18.facegrid.api.v1.Profile\x12\x1a\n\rmiss_rate_max\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\x0e\x63omponent_bits\x18\t \x01(\rB\x1b\n\x19_train_at_templates_countB\x10\n\x0e_miss_rate_max\"B\n\x15\x43reateGalleryResponse\x12)\n\x07gallery\x18\x01 \x01(\x0b\x32\x18.facegrid.api.v1.Gallery\"!\n\x11GetGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12GetGalleryResponse\x12)\n\x07gallery\x18\x01 \x01(\x0b\x32\x18.facegrid.api.v1.Gallery\"\x16\n\x14ListGalleriesRequest\"D\n\x15ListGalleriesResponse\x12+\n\tgalleries\x18\x01 \x03(\x0b\x32\x18.facegrid.api.v1.Gallery\"\"\n\x12\x44ropGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44ropGalleryResponse\"#\n\x13TrainGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"W\n\x14TrainGalleryResponse\x12)\n\x07gallery\x18\x01 \x01(\x0b\x32\x18.facegrid.api.v1.Gallery\x12\x14\n\x0csample_count\x18\x02 \x01(\x03\"}\n\x14UpdateGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x07profile\x18\x02 \x01(\x0e\x32\x18.facegrid.api.v1.Profile\x12\x1a\n\rmiss_rate_max\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_miss_rate_max\"B\n\x15UpdateGalleryResponse\x12)\n\x07gallery\x18\x01 \x01(\x0b\x32\x18.facegrid.api.v1.Gallery\";\n\x12TuneGalleryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fmates_count_max\x18\x02 \x01(\r\"@\n\x13TuneGalleryResponse\x12)\n\x07gallery\x18\x01 \x01(\x0b\x32\x18.facegrid.api.v1.Gallery2\x98\x05\n\x0eGalleryService\x12^\n\rCreateGallery\x12%.facegrid.api.v1.CreateGalleryRequest\x1a&.facegrid.api.v1.CreateGalleryResponse\x12U\n\nGetGallery\x12\".facegrid.api.v1.GetGalleryRequest\x1a#.facegrid.api.v1.GetGalleryResponse\x12^\n\rListGalleries\x12%.facegrid.api.v1.ListGalleriesRequest\x1a&.facegrid.api.v1.ListGalleriesResponse\x12X\n\x0b\x44ropGallery\x12#.facegrid.api.v1.DropGalleryRequest\x1a$.facegrid.api.v1.DropGalleryResponse\x12[\n\x0cTrainGallery\x12$.facegrid.api.v1.TrainGalleryRequest\x1a%.facegrid.api.v1.TrainGalleryResponse\x12^\n\rUpdateGallery\x12%.facegrid.api.v1.UpdateGalleryRequest\x1a&.facegrid.api.v1.UpdateGalleryResponse\x12X\n\x0bTuneGallery\x12#.facegrid.api.v1.TuneGalleryRequest\x1a$.facegrid.api.v1.TuneGalleryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,33 +33,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'facegrid.api.v1.gallery_ser
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEGALLERYREQUEST']._serialized_start=88
-  _globals['_CREATEGALLERYREQUEST']._serialized_end=359
-  _globals['_CREATEGALLERYRESPONSE']._serialized_start=361
-  _globals['_CREATEGALLERYRESPONSE']._serialized_end=427
-  _globals['_GETGALLERYREQUEST']._serialized_start=429
-  _globals['_GETGALLERYREQUEST']._serialized_end=462
-  _globals['_GETGALLERYRESPONSE']._serialized_start=464
-  _globals['_GETGALLERYRESPONSE']._serialized_end=527
-  _globals['_LISTGALLERIESREQUEST']._serialized_start=529
-  _globals['_LISTGALLERIESREQUEST']._serialized_end=551
-  _globals['_LISTGALLERIESRESPONSE']._serialized_start=553
-  _globals['_LISTGALLERIESRESPONSE']._serialized_end=621
-  _globals['_DROPGALLERYREQUEST']._serialized_start=623
-  _globals['_DROPGALLERYREQUEST']._serialized_end=657
-  _globals['_DROPGALLERYRESPONSE']._serialized_start=659
-  _globals['_DROPGALLERYRESPONSE']._serialized_end=680
-  _globals['_TRAINGALLERYREQUEST']._serialized_start=682
-  _globals['_TRAINGALLERYREQUEST']._serialized_end=717
-  _globals['_TRAINGALLERYRESPONSE']._serialized_start=719
-  _globals['_TRAINGALLERYRESPONSE']._serialized_end=806
-  _globals['_UPDATEGALLERYREQUEST']._serialized_start=808
-  _globals['_UPDATEGALLERYREQUEST']._serialized_end=933
-  _globals['_UPDATEGALLERYRESPONSE']._serialized_start=935
-  _globals['_UPDATEGALLERYRESPONSE']._serialized_end=1001
-  _globals['_TUNEGALLERYREQUEST']._serialized_start=1003
-  _globals['_TUNEGALLERYREQUEST']._serialized_end=1062
-  _globals['_TUNEGALLERYRESPONSE']._serialized_start=1064
-  _globals['_TUNEGALLERYRESPONSE']._serialized_end=1128
-  _globals['_GALLERYSERVICE']._serialized_start=1131
-  _globals['_GALLERYSERVICE']._serialized_end=1795
+  _globals['_CREATEGALLERYREQUEST']._serialized_end=383
+  _globals['_CREATEGALLERYRESPONSE']._serialized_start=385
+  _globals['_CREATEGALLERYRESPONSE']._serialized_end=451
+  _globals['_GETGALLERYREQUEST']._serialized_start=453
+  _globals['_GETGALLERYREQUEST']._serialized_end=486
+  _globals['_GETGALLERYRESPONSE']._serialized_start=488
+  _globals['_GETGALLERYRESPONSE']._serialized_end=551
+  _globals['_LISTGALLERIESREQUEST']._serialized_start=553
+  _globals['_LISTGALLERIESREQUEST']._serialized_end=575
+  _globals['_LISTGALLERIESRESPONSE']._serialized_start=577
+  _globals['_LISTGALLERIESRESPONSE']._serialized_end=645
+  _globals['_DROPGALLERYREQUEST']._serialized_start=647
+  _globals['_DROPGALLERYREQUEST']._serialized_end=681
+  _globals['_DROPGALLERYRESPONSE']._serialized_start=683
+  _globals['_DROPGALLERYRESPONSE']._serialized_end=704
+  _globals['_TRAINGALLERYREQUEST']._serialized_start=706
+  _globals['_TRAINGALLERYREQUEST']._serialized_end=741
+  _globals['_TRAINGALLERYRESPONSE']._serialized_start=743
+  _globals['_TRAINGALLERYRESPONSE']._serialized_end=830
+  _globals['_UPDATEGALLERYREQUEST']._serialized_start=832
+  _globals['_UPDATEGALLERYREQUEST']._serialized_end=957
+  _globals['_UPDATEGALLERYRESPONSE']._serialized_start=959
+  _globals['_UPDATEGALLERYRESPONSE']._serialized_end=1025
+  _globals['_TUNEGALLERYREQUEST']._serialized_start=1027
+  _globals['_TUNEGALLERYREQUEST']._serialized_end=1086
+  _globals['_TUNEGALLERYRESPONSE']._serialized_start=1088
+  _globals['_TUNEGALLERYRESPONSE']._serialized_end=1152
+  _globals['_GALLERYSERVICE']._serialized_start=1155
+  _globals['_GALLERYSERVICE']._serialized_end=1819
 # @@protoc_insertion_point(module_scope)

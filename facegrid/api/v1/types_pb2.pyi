@@ -326,6 +326,7 @@ class Gallery(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     MISS_RATE_MAX_FIELD_NUMBER: _builtins.int
     TUNING_FIELD_NUMBER: _builtins.int
+    COMPONENT_BITS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """^[a-z0-9][a-z0-9_-]{0,62}$"""
     uid: _builtins.str
@@ -356,6 +357,8 @@ class Gallery(_message.Message):
     """Of searches that name none."""
     miss_rate_max: _builtins.float
     """Share of mates that `balanced` may miss because of the index, above 0 to 0.1."""
+    component_bits: _builtins.int
+    """What a component of a template is rounded to when it is enrolled: 8 or 4 bits. 0: 8."""
     @_builtins.property
     def tuning(self) -> Global___Tuning:
         """Unset: never measured; then the codebook's own measurement at training counts."""
@@ -376,10 +379,11 @@ class Gallery(_message.Message):
         profile: Global___Profile.ValueType = ...,
         miss_rate_max: _builtins.float = ...,
         tuning: Global___Tuning | None = ...,
+        component_bits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count", "templates_count", b"templates_count", "tuning", b"tuning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count", "codebook", b"codebook", "created_unix_ms", b"created_unix_ms", "dim", b"dim", "extractor", b"extractor", "miss_rate_max", b"miss_rate_max", "name", b"name", "profile", b"profile", "replicas_count", b"replicas_count", "shards_count", b"shards_count", "templates_count", b"templates_count", "train_at_templates_count", b"train_at_templates_count", "tuning", b"tuning", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count", "codebook", b"codebook", "component_bits", b"component_bits", "created_unix_ms", b"created_unix_ms", "dim", b"dim", "extractor", b"extractor", "miss_rate_max", b"miss_rate_max", "name", b"name", "profile", b"profile", "replicas_count", b"replicas_count", "shards_count", b"shards_count", "templates_count", b"templates_count", "train_at_templates_count", b"train_at_templates_count", "tuning", b"tuning", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__templates_count: _TypeAlias = _typing.Literal["templates_count"]  # noqa: Y015
     _WhichOneofArgType__templates_count: _TypeAlias = _typing.Literal["_templates_count", b"_templates_count"]  # noqa: Y015

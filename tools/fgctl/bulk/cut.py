@@ -10,7 +10,7 @@ import numpy.typing as npt
 from facegrid.errors import InvalidError
 from facegrid.ids import subject_keys
 from facegrid.vectors import Int8, Int64
-from fgctl.bulk.journal import Shard
+from fgctl.bulk.journal import Parameters, Shard
 from fgctl.bulk.rows import ShardRows
 from fgctl.bulk.segments import BuiltSegment, build_segment
 
@@ -46,7 +46,7 @@ class Chunk(Protocol):
         """
         ...
 
-    def codes(self, places: Int64) -> Int8:
+    def codes(self, places: Int64, component_bits: int) -> Int8:
         """Return the rows as they are stored, int8 [rows, dim], each at its place.
 
         Raises:
@@ -87,19 +87,19 @@ def chunk_rows(dim: int, shards_count: int) -> int:
     return min(wanted, CHUNK_BYTES_MAX // dim)
 
 
-def cut(chunk: Chunk, shards: Sequence[Shard], load_id: str) -> Cut:
+def cut(chunk: Chunk, parameters: Parameters, load_id: str) -> Cut:
     """Return the segments of a chunk.
 
     Raises:
         InvalidError: a row is not fit (row of the input).
     """
     ids = chunk.ids()
-    parts = split(ids, shards)
+    parts = split(ids, parameters.shards)
     order = np.concatenate([rows for _, rows in parts])
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
     # Written in the order of the shards at once: a copy less.
-    codes = chunk.codes(places)
+    codes = chunk.codes(places, parameters.component_bits)
     segments = []
     first = 0
     for shard, rows in parts:

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 from facegrid.errors import ConflictError, CorruptError
 from facegrid.format.frame import crc32c
 from facegrid.ids import ShardId
+from facegrid.vectors import BITS_DEFAULT
 from fgctl.bulk.segments import StoredSegment
 
 FILE_NAME: Final = "journal"
@@ -53,6 +54,7 @@ class Parameters:
     chunk_rows: int
     shards: tuple[Shard, ...]
     inputs: tuple[Input, ...]
+    component_bits: int = BITS_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ class Journal:
                 "chunk_rows": parameters.chunk_rows,
                 "shards": shards,
                 "inputs": _listed(parameters.inputs),
+                "component_bits": parameters.component_bits,
             },
         )
 
@@ -262,6 +265,8 @@ def _parameters(fields: dict[str, Any]) -> Parameters:
         chunk_rows=fields["chunk_rows"],
         shards=tuple(Shard(ShardId(one[0]), one[1], one[2]) for one in fields["shards"]),
         inputs=tuple(Input(*one) for one in fields["inputs"]),
+        # Journals of versions that knew no other say nothing.
+        component_bits=fields.get("component_bits", BITS_DEFAULT),
     )
 
 

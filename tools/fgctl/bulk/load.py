@@ -156,7 +156,7 @@ class Load:
                 if number > last:
                     break
                 if number in progress.chunks:
-                    made = cut(chunk, parameters.shards, progress.load_id)
+                    made = cut(chunk, parameters, progress.load_id)
                     if tuple(one.named for one in made.segments) != progress.chunks[number]:
                         return False
         except InvalidError:
@@ -208,7 +208,7 @@ class Load:
             self._ports.on_rows(len(hashes))
             return hashes
         assert progress.parameters is not None, "the journal begins with them"
-        made = await run(partial(cut, chunk, progress.parameters.shards, progress.load_id))
+        made = await run(partial(cut, chunk, progress.parameters, progress.load_id))
         await all_of([store.put(segment) for segment in made.segments])
         self._journal.stored(number, [segment.named for segment in made.segments])
         self._ports.on_rows(len(made.hashes))

@@ -13,6 +13,7 @@ from facegrid.tuning import (
     MISS_RATE_MAX_LIMIT,
     Profile,
 )
+from facegrid.vectors import BITS_DEFAULT, COMPONENT_BITS_KNOWN
 from fgctl import render
 from fgctl.online import curve
 from fgctl.target import Target, confirm, online
@@ -44,6 +45,7 @@ def gallery_json(one: Gallery) -> render.Json:
         "templates_count": None if one.templates_count < 0 else one.templates_count,
         "profile": one.profile,
         "miss_rate_max": one.miss_rate_max,
+        "component_bits": one.component_bits,
         "tuning": None if one.tuning is None else curve.tuning_json(one.tuning),
     }
 
@@ -56,6 +58,7 @@ def _show(one: Gallery, target: Target) -> None:
     train_at = one.train_at_templates_count
     rows: list[tuple[str, object]] = [
         ("dim", one.dim),
+        ("bits", f"{one.component_bits} for each component"),
         ("extractor", one.extractor),
         ("shards", one.shards_count),
         ("replicas", one.replicas_count),
@@ -101,6 +104,13 @@ def _index_of(one: Gallery) -> str:
     type=MISS_RATES,
     help=f"Share of mates that balanced may miss. Default: {MISS_RATE_MAX_DEFAULT:g}.",
 )
+@click.option(
+    "--component-bits",
+    type=click.Choice([str(bits) for bits in COMPONENT_BITS_KNOWN]),
+    default=str(BITS_DEFAULT),
+    show_default=True,
+    help="What a component of a template is rounded to. 4: a third less memory, coarser scores.",
+)
 @online
 def create(  # noqa: PLR0913 - one for each option
     target: Target,
@@ -113,6 +123,7 @@ def create(  # noqa: PLR0913 - one for each option
     train_at: int | None,
     profile: str | None,
     miss_rate_max: float | None,
+    component_bits: str,
 ) -> None:
     """Create a gallery and wait until it accepts writes."""
     with target.client(timeout_s=CREATE_TIMEOUT_S) as client:
@@ -125,6 +136,7 @@ def create(  # noqa: PLR0913 - one for each option
             train_at=train_at,
             profile=profile,
             miss_rate_max=miss_rate_max,
+            component_bits=int(component_bits),
         )
     _show(created, target)
 

@@ -130,6 +130,7 @@ def parameters_of(
         chunk_rows=chunk_rows(source.dim, len(shards)),
         shards=shards,
         inputs=inputs,
+        component_bits=found[0].component_bits,
     )
 
 

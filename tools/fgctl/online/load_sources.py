@@ -52,13 +52,16 @@ def fingerprint(path: Path) -> Input:
     return Input(str(path.resolve()), stat.st_size, stat.st_mtime_ns, hashed.hexdigest())
 
 
-def stored_rows(matrix: npt.NDArray[np.floating[Any]], first: int, places: Int64) -> Int8:
+def stored_rows(
+    matrix: npt.NDArray[np.floating[Any]], first: int, places: Int64, component_bits: int
+) -> Int8:
     """Return vectors as stored rows, as a router makes them, each at its place.
 
     Args:
         matrix: floats [rows, dim].
         first: number of the first one in the input.
         places: int64 [rows], a permutation.
+        component_bits: what the gallery rounds to.
 
     Raises:
         InvalidError: one is no vector (row of the input).
@@ -69,7 +72,7 @@ def stored_rows(matrix: npt.NDArray[np.floating[Any]], first: int, places: Int64
         if not _clearly_sound(x):
             with in_file(first + at):
                 vectors.check_rows(x)
-        codes[places[at : at + BLOCK_ROWS]] = vectors.quantize(x)
+        codes[places[at : at + BLOCK_ROWS]] = vectors.quantize(x, component_bits)
     return codes
 
 
@@ -110,9 +113,9 @@ class NpyChunk:
             derived += [derived_template_id(vector) for vector in x]
         return Ids(derived, subject_ids, subjects)
 
-    def codes(self, places: Int64) -> Int8:
+    def codes(self, places: Int64, component_bits: int) -> Int8:
         """Return the rows as they are stored. See Chunk."""
-        return stored_rows(self._matrix, self.first, places)
+        return stored_rows(self._matrix, self.first, places, component_bits)
 
 
 class Lines:
@@ -201,9 +204,9 @@ class ParquetChunk:
                     check_ids(texts, field=field)
         return Ids(given.template_ids, given.subject_ids, encoded["subject_id"])
 
-    def codes(self, places: Int64) -> Int8:
+    def codes(self, places: Int64, component_bits: int) -> Int8:
         """Return the rows as they are stored. See Chunk."""
-        return stored_rows(self._rows.vectors, self.first, places)
+        return stored_rows(self._rows.vectors, self.first, places, component_bits)
 
 
 class ParquetChunks:

@@ -41,6 +41,7 @@ _OPTIONS = (
     _option("--probes-per-s", None, float, "Probes to identify a second. Needed."),
     _option("--p99-ms", None, float, "What 99 of 100 identifications may take. Needed."),
     _option("--dim", DEMAND.dim, int, "Components of a vector."),
+    _option("--component-bits", DEMAND.component_bits, int, "Of each component: 8 or 4."),
     _option("--replicas", DEMAND.replicas, int, "Copies of each shard."),
     _option(
         "--profile",
@@ -109,6 +110,7 @@ def _asked(given: dict[str, Any]) -> Asked:
         k=given["k"],
         id_bytes=given["id_bytes"],
         snapshots=given["snapshots"],
+        component_bits=given["component_bits"],
     )
     machine = Machine(
         cores=given["cores"],

@@ -8,6 +8,7 @@ from facegrid import limits
 from facegrid.errors import InvalidError
 from facegrid.ids import ID_BYTES_MAX
 from facegrid.tuning import MISS_RATE_MAX_DEFAULT, MISS_RATE_MAX_LIMIT, Profile
+from facegrid.vectors import BITS_DEFAULT, COMPONENT_BITS_KNOWN
 
 GIB: Final = 2**30
 TEMPLATES_MAX: Final = 1e12
@@ -23,6 +24,7 @@ class Demand:
         probes_per_s: that are identified, at random moments.
         p99_ms: what 99 of 100 identifications may take, one probe in each call.
         dim: components of a vector.
+        component_bits: that a node's memory holds of each.
         replicas: copies of each shard.
         profile: how hard a search tries.
         miss_rate_max: share of the mates that the index of the gallery may miss.
@@ -45,6 +47,7 @@ class Demand:
     k: int = 10
     id_bytes: int = 24
     snapshots: int = 0
+    component_bits: int = BITS_DEFAULT
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked, with the field and its bounds."""
@@ -54,6 +57,8 @@ class Demand:
         _within("dim", self.dim, limits.DIM_MIN, limits.DIM_MAX)
         if self.dim % limits.DIM_STEP:
             raise _refused("dim", f"must be a multiple of {limits.DIM_STEP}", self.dim)
+        if self.component_bits not in COMPONENT_BITS_KNOWN:
+            raise _refused("component-bits", "must be 8 or 4", self.component_bits)
         _within("replicas", self.replicas, 1, limits.REPLICAS_MAX)
         _within("miss-rate-max", self.miss_rate_max, 0, MISS_RATE_MAX_LIMIT, beyond_first=True)
         _within("templates-per-subject", self.templates_per_subject, 1, 1000)

@@ -36,7 +36,7 @@ class NodeMemory:
 
     Attributes:
         base: of the process without templates.
-        rows: int8 rows and what stands beside them.
+        rows: rows, of 8 or 4 bits a component, and what stands beside them.
         codes: codes and their row numbers; on a device where there is one.
         ids: of templates and subjects.
         working: what comes and goes: a shard that is repacked, a flush, or training.
@@ -61,7 +61,7 @@ class NodeMemory:
 
 def row_bytes(demand: Demand) -> float:
     """Return bytes of a stored row and what stands beside it."""
-    return demand.dim + SIDE_BYTES
+    return demand.dim * demand.component_bits / 8 + SIDE_BYTES
 
 
 def code_bytes(demand: Demand) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from facegrid.tuning import Profile
+from facegrid.vectors import BITS_PACKED
 from fgctl.plan.calibration import Calibration
 from fgctl.plan.demand import GIB, Demand, Machine
 from fgctl.plan.sizing import NODES_MAX, Broken, Plan, planned
@@ -51,11 +52,8 @@ def _changes(broken: Broken, demand: Demand, machine: Machine, nodes_max: int) -
         cores = machine.cores * factor
         if broken.limit in {"p99", "throughput"} and cores <= 1024:
             yield "--cores", f"{cores}", demand, replace(machine, cores=cores), nodes_max
-    for factor in FACTORS:
-        size = machine.memory_bytes * factor
-        if "memory" in broken.limit:
-            larger = replace(machine, memory_bytes=size)
-            yield "--memory-gib", f"{size / GIB:g}", demand, larger, nodes_max
+    if "memory" in broken.limit:
+        yield from _roomier(demand, machine, nodes_max)
     if broken.limit == "p99":
         for relaxed in RELAXED:
             asked = _rounded(broken.value * relaxed)
@@ -65,6 +63,17 @@ def _changes(broken: Broken, demand: Demand, machine: Machine, nodes_max: int) -
         yield "--profile", "fast", fast, machine, nodes_max
     if broken.limit in {"throughput", "enrolments", "memory of a node"}:
         yield from _less(demand, machine, nodes_max)
+
+
+def _roomier(demand: Demand, machine: Machine, nodes_max: int) -> Iterator[Change]:
+    """Yield more memory, and a gallery that needs less."""
+    for factor in FACTORS:
+        size = machine.memory_bytes * factor
+        larger = replace(machine, memory_bytes=size)
+        yield "--memory-gib", f"{size / GIB:g}", demand, larger, nodes_max
+    if demand.component_bits != BITS_PACKED:
+        packed = replace(demand, component_bits=BITS_PACKED)
+        yield "--component-bits", f"{BITS_PACKED}", packed, machine, nodes_max
 
 
 def _less(demand: Demand, machine: Machine, nodes_max: int) -> Iterator[Change]:

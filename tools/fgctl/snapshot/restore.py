@@ -199,10 +199,10 @@ class Restore:
                 reason="GALLERY_EXISTS",
                 gallery=like.name,
             )
-        if found is not None and (found.dim, found.extractor) != (like.dim, like.extractor):
+        if found is not None and _kind(found) != _kind(like):
             raise ConflictError(
                 f"the gallery is of another kind gallery={like.name} dim={found.dim}"
-                f" extractor={found.extractor}",
+                f" extractor={found.extractor} component_bits={found.component_bits}",
                 reason="GALLERY_EXISTS",
                 gallery=like.name,
             )
@@ -357,3 +357,8 @@ def _gone(name: str) -> NotFoundError:
     return NotFoundError(
         f"the gallery is gone gallery={name}", reason="GALLERY_UNKNOWN", gallery=name
     )
+
+
+def _kind(gallery: Gallery) -> tuple[object, ...]:
+    """Return what rows depend on: those of one kind mean nothing in a gallery of another."""
+    return gallery.dim, gallery.extractor, gallery.component_bits

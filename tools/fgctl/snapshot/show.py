@@ -28,6 +28,7 @@ def snapshot_json(one: Snapshot) -> dict[str, render.Json]:
         "cut_revision": one.cut_revision,
         "dim": gallery.dim,
         "extractor": gallery.extractor,
+        "component_bits": gallery.component_bits,
         "shards_count": len(shard_map.shards),
         "templates_count_max": one.templates_count_max,
         "objects_count": len(one.objects),

@@ -211,6 +211,7 @@ class RouterCluster:
             train_at=like.train_at_templates_count,
             profile=like.profile,
             miss_rate_max=like.miss_rate_max,
+            component_bits=like.component_bits,
         )
 
     async def commit(self, gallery: str, load_id: str, segments: Sequence[StoredSegment]) -> None:

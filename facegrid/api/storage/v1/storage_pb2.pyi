@@ -45,6 +45,7 @@ class GalleryRecord(_message.Message):
     MISS_RATE_MAX_FIELD_NUMBER: _builtins.int
     TUNING_FIELD_NUMBER: _builtins.int
     RETRAINED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    COMPONENT_BITS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     uid: _builtins.str
     dim: _builtins.int
@@ -61,6 +62,8 @@ class GalleryRecord(_message.Message):
     """0: 0.001."""
     retrained_unix_ms: _builtins.int
     """When a node last began to train it by itself since canaries raised an alarm; 0: never."""
+    component_bits: _builtins.int
+    """0: 8. With 4, `required_features` names component-bits."""
     @_builtins.property
     def required_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -82,10 +85,11 @@ class GalleryRecord(_message.Message):
         miss_rate_max: _builtins.float = ...,
         tuning: _types_pb2.Tuning | None = ...,
         retrained_unix_ms: _builtins.int = ...,
+        component_bits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tuning", b"tuning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "created_unix_ms", b"created_unix_ms", "dim", b"dim", "extractor", b"extractor", "miss_rate_max", b"miss_rate_max", "name", b"name", "profile", b"profile", "replicas_count", b"replicas_count", "required_features", b"required_features", "retrained_unix_ms", b"retrained_unix_ms", "shards_count", b"shards_count", "train_at_templates_count", b"train_at_templates_count", "tuning", b"tuning", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codebook", b"codebook", "component_bits", b"component_bits", "created_unix_ms", b"created_unix_ms", "dim", b"dim", "extractor", b"extractor", "miss_rate_max", b"miss_rate_max", "name", b"name", "profile", b"profile", "replicas_count", b"replicas_count", "required_features", b"required_features", "retrained_unix_ms", b"retrained_unix_ms", "shards_count", b"shards_count", "train_at_templates_count", b"train_at_templates_count", "tuning", b"tuning", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
