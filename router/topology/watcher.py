@@ -275,10 +275,13 @@ class Watcher:
             del self._remapped_s[name]
 
     async def _keep(self, folder: Path) -> None:
-        """Write every new topology to disk; while one is written, newer ones wait as one."""
+        """Write every new topology to disk; while one is written, newer ones wait as one.
+
+        Not before everything was heard: what is there may be whole, and only part of what is new.
+        """
         while True:
             news = self._news
-            if self._heard_s:
+            if len(self._heard_s) == len(PREFIXES):
                 await self._save(folder, tuple(self._all()))
             await news.wait()
 

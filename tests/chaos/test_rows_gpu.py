@@ -40,6 +40,13 @@ def test_row_25_where_a_gpu_fails_the_processor_answers_the_same(tmp_path: Path,
         client.train(GALLERY)
         settle(client, GALLERY)
 
+        def coded() -> bool:
+            shards = [shard for node in rig.status().nodes for shard in node.shards]
+            return all(0 < one.indexed_count == one.templates_count for one in shards)
+
+        # Before, the GPU holds shards that it has to code anew as soon as a node has the codebook.
+        wait_for(holds(coded, "rows wait to be coded"))
+
         def searched_there() -> bool:
             before = devices(rig)[0].searches_count
             answers(client)

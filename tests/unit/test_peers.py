@@ -117,9 +117,7 @@ def test_targets_count_the_worse_gallery_and_need_every_system() -> None:
         }
         for one in ("default", "clustered")
     ]
-    rows += [
-        {**row, "name": "facegrid-4bit", "memory_bytes_per_template": 400} for row in rows
-    ]
+    rows += [{**row, "name": "facegrid-4bit", "memory_bytes_per_template": 400} for row in rows]
     for one, ratio in (("default", 6.0), ("clustered", 4.0)):
         graph = {
             "enough_in_tuning": True,
