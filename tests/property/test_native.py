@@ -1,5 +1,6 @@
 """The compiled part of rescoring answers what NumPy answers, to the last bit."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from facegrid import vectors
 from indexd.ann import rescore
-from indexd.ann.native.library import Library, Limits
+from indexd.ann.native.library import PROBES_KEPT_MAX, Library, Limits
 from indexd.ann.rows import CHUNK_ROWS, Rows
 
 pytestmark = pytest.mark.skipif(
@@ -100,3 +101,18 @@ def test_rows_of_several_chunks_are_found(bits: int) -> None:
     probes = vectors.prepare_probes(rng.standard_normal((1, 8), dtype=np.float32))
     ours = rescore.keys_of(rows, probes, candidates, native=native())
     assert (ours == rescore.keys_of(rows, probes, candidates, native=None)).all()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_many_probes_are_let_go_of_with_their_search(more: int) -> None:
+    count = PROBES_KEPT_MAX + more
+    rng = np.random.default_rng(6)
+    rows = Rows(8)
+    rows.append(vectors.quantize(rng.standard_normal((4, 8), dtype=np.float32)), np.arange(4))
+    probes = vectors.prepare_probes(rng.standard_normal((count, 8), dtype=np.float32))
+    held_until_gone = weakref.ref(probes.high)
+
+    rescore.keys_of(rows, probes, np.zeros((count, 1), np.int64), native=native())
+    del probes
+
+    assert (held_until_gone() is None) == bool(more)

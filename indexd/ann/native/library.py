@@ -23,6 +23,9 @@ SOURCE: Final = PATH.with_suffix(".c")
 PROBE_SUM_MAX: Final = 127 * 128 * 127
 """Largest product of a component of a probe with one of a row."""
 
+PROBES_KEPT_MAX: Final = 256
+"""Probes of a search that are held until the next one comes."""
+
 assert PROBE_SUM_MAX * DIM_MAX < 1 << 31, "sums are kept in 32 bits"
 
 
@@ -185,7 +188,9 @@ class Library:
     def _asked(self, probes: Probes) -> _ProbesAt:
         asked = self._probes
         if asked is None or asked.whose is not probes:
-            asked = self._probes = _ProbesAt(probes)
+            asked = _ProbesAt(probes)
+            # Many are those of a training, which nobody asks for again, and megabytes.
+            self._probes = asked if len(probes) <= PROBES_KEPT_MAX else None
         return asked
 
 
