@@ -27,6 +27,7 @@ from fgctl.bulk.journal import Journal
 from fgctl.bulk.load import Load, LoadPorts, Report
 from fgctl.bulk.publish import LoadCommitter
 from fgctl.local.cluster import LocalCluster
+from fgctl.online.cluster import first_answer
 from fgctl.online.input_files import InputFiles
 from fgctl.online.load import fingerprints, open_files, parameters_of
 from fgctl.target import Target
@@ -152,7 +153,7 @@ class Sides:
         inputs = self._inputs
         files = InputFiles(inputs.vectors, inputs.subjects, inputs.templates)
         source = open_files(files)
-        parameters = parameters_of(target, name, source, fingerprints(files))
+        parameters = parameters_of(first_answer(target), name, source, fingerprints(files))
         with Journal(work) as journal:
             async with LoadCommitter(target.routers, timeout_s=TIMEOUT_S) as committer:
                 ports = LoadPorts(open_store(store), committer.commit, _new_id)

@@ -200,7 +200,7 @@ def _times(points: Sequence[Mapping[str, Any]]) -> dict[str, Line]:
 
 def _peers(results: Sequence[Result]) -> Iterator[str]:
     """Tell `peers`: the rows of bench.peers, fastest first; above 1, ours is faster than it."""
-    for result in _of(results, "peers"):
+    for result in (*_of(results, "peers"), *_of(results, "peers-part")):
         columns = ("gallery", "system", "extra FNIR", "at most", "recall@10", "probes/s of 64")
         lines = [
             _row(*columns, "ours by it", "bytes a template", "build, s", "settings"),

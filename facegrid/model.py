@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from facegrid.ids import KEY_LAST, GalleryName, NodeId, ShardId
 from facegrid.tuning import MISS_RATE_MAX_DEFAULT, Profile, Tuning
-from facegrid.vectors import BITS_DEFAULT
+
+COMPONENT_BITS_DEFAULT: Final = 8
+"""What a component of a template is rounded to where its gallery says nothing."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -113,7 +116,7 @@ class Gallery:
     miss_rate_max: float = MISS_RATE_MAX_DEFAULT
     tuning: Tuning | None = None
     retrained_unix_ms: int = 0
-    component_bits: int = BITS_DEFAULT
+    component_bits: int = COMPONENT_BITS_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

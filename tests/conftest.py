@@ -3,9 +3,7 @@ them per test.
 """
 
 import asyncio
-import faulthandler
-import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -20,6 +18,9 @@ import fgctl.local.etcd
 from facegrid.clock import SystemClock
 from fgctl.local.etcd import start_etcd
 from tests.fakes.s3_servers import S3Server, moto, s3rver
+from tests.hanging import note_stderr, pytest_runtest_protocol
+
+__all__ = ["pytest_runtest_protocol"]
 
 # The same examples in every run, and no verdict that depends on how busy the machine is.
 settings.register_profile(
@@ -37,8 +38,6 @@ COMMANDS = (
     "tests/cluster/test_local.py",
 )
 """Files whose clusters are started by commands, all with ports of one range: one at a time."""
-HUNG_AFTER_S = 60.0
-"""So long after its time was over, a test that is still there hangs."""
 WORKER_PORTS = 2000
 WORKER_PORT_FIRST = 10_000
 """Clusters that a test process starts itself have ports from a range of its own, so that none gets
@@ -46,33 +45,15 @@ the port of another one's node that is just down.
 """
 
 _roots = count(1)
-_stderr = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give each process that runs tests its own ports, and keep where its errors go."""
-    config.stash[_stderr] = os.dup(2)
+    note_stderr(config)
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker is not None:
         first = WORKER_PORT_FIRST + WORKER_PORTS * int(worker.removeprefix("gw"))
         fgctl.local.etcd.PORT_FIRST, fgctl.local.etcd.PORT_LAST = first, first + WORKER_PORTS
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """End the process, saying where each thread stood, when a test does not end in its time.
-
-    The timeout raises an error once, in the main thread's Python: an event loop may swallow it, a
-    call that never returns never sees it, and what cleans up after it may wait for ever.
-    """
-    marker = item.get_closest_marker("timeout")
-    allowed_s = float(marker.args[0] if marker else item.config.getini("timeout"))
-    stderr = item.config.stash[_stderr]
-    faulthandler.dump_traceback_later(allowed_s + HUNG_AFTER_S, exit=True, file=stderr)
-    try:
-        return (yield)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

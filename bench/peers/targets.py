@@ -58,7 +58,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     """Return all targets that a comparison answers."""
     memory = [
         _target("G7-memory", rows, ("hnswlib",), _memory, 5),
-        _target("G7-memory of 4 bits", rows, ("hnswlib",), _memory, 5, ours_name=PACKED.name),
+        _target("G7-memory_of_4_bits", rows, ("hnswlib",), _memory, 5, ours_name=PACKED.name),
     ]
     return [
         _target("G5-ivfpq", rows, ("faiss-ivfpq",), _speed, 5),
@@ -81,6 +81,7 @@ def _target(
     systems: Sequence[str],
     value: Callable[[Row, Row], float | None],
     need: float,
+    *,
     ours_name: str = FACEGRID.name,
 ) -> Target:
     """Return a target with the least value over systems and galleries."""

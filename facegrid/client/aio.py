@@ -18,7 +18,7 @@ from facegrid.client.caller import Caller
 from facegrid.client.identifying import Identifying
 from facegrid.client.stream import EnrolSession
 from facegrid.client.values import EnrolBatch, Erasure, Matrix, Template, Verification
-from facegrid.errors import InvalidError
+from facegrid.errors import InvalidError, PreconditionError
 from facegrid.model import CandidateList, Gallery, Token
 from facegrid.rpc.channel import TlsFiles
 from facegrid.vectors import BITS_DEFAULT
@@ -85,11 +85,13 @@ class AsyncClient:
             miss_rate_max: share of mates that "balanced" may miss because of the index, above 0 to
                 0.1; not given: 0.001.
             component_bits: what a component of a template is rounded to, 8 or 4. With 4, nodes
-                hold a template in about two thirds of the memory, and scores are off by some 0.006
-                at 512 components in place of 0.0003. It cannot be changed later.
+                hold a template in about two thirds of the memory at 512 components; scores are a
+                hundredth smaller, and off by some 0.005 in place of 0.0003. It cannot be changed.
 
         Raises:
             ConflictError: the name is taken with other settings.
+            PreconditionError: the router is of a version that cannot round to so few bits; there
+                is a gallery of 8 now (COMPONENT_BITS_UNKNOWN).
         """
         request = gallery_service_pb2.CreateGalleryRequest(
             name=arguments.checked_name(name),
@@ -107,7 +109,15 @@ class AsyncClient:
             request,
             timeout_s=self._timeout_s,
         )
-        return wire.from_wire_gallery(response.gallery)
+        made = wire.from_wire_gallery(response.gallery)
+        if made.component_bits != component_bits:
+            raise PreconditionError(
+                "the router does not know component_bits and made the gallery without: drop it,"
+                f" and ask a newer router gallery={name} component_bits={made.component_bits}",
+                reason="COMPONENT_BITS_UNKNOWN",
+                gallery=name,
+            )
+        return made
 
     async def get_gallery(self, name: str) -> Gallery:
         """Return a gallery with its present number of templates."""

@@ -147,6 +147,8 @@ class FakeRouter:
         self.cluster = cluster or FakeCluster()
         self.faults = Faults()
         self.address = ""
+        self.knows_component_bits = True
+        """Else it passes over the field, as earlier versions do."""
         self._server: RpcServer | None = None
 
     async def __aenter__(self) -> "FakeRouter":
@@ -200,7 +202,11 @@ class _Galleries(gallery_service_pb2_grpc.GalleryServiceServicer):
             train_at_templates_count=request.train_at_templates_count,
             profile=from_profile_message(request.profile) or Profile.BALANCED,
             miss_rate_max=_miss_rate_max(request) or MISS_RATE_MAX_DEFAULT,
-            component_bits=_component_bits(request),
+            component_bits=(
+                _component_bits(request)
+                if self._router.knows_component_bits
+                else vectors.BITS_DEFAULT
+            ),
         )
         kept = self._router.store.kept.setdefault(request.name, Kept(gallery))
         if replace(kept.gallery, codebook="", tuning=None) != gallery:

@@ -22,6 +22,7 @@ class FakeShard:
     gallery: str
     range: HashRange
     dim: int
+    component_bits: int = vectors.BITS_DEFAULT
     generation: int = 0
     rows: dict[Name, vectors.Int8] = field(default_factory=dict)
     position: int = 0
@@ -35,6 +36,7 @@ def new_rows(shard: FakeShard, rows: pb.StoredRows) -> dict[Name, vectors.Int8]:
     if rows.dim != shard.dim:
         raise InvalidError("rows have another dimension", reason="DIM_MISMATCH", field="rows")
     codes = np.frombuffer(rows.codes, np.int8).reshape(-1, rows.dim)
+    vectors.check_codes(codes, shard.component_bits)
     new: dict[Name, vectors.Int8] = {}
     for row, name in enumerate(zip(rows.subject_ids, rows.template_ids, strict=True)):
         there = shard.rows.get(name, new.get(name))

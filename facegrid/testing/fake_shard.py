@@ -423,7 +423,7 @@ class FakeNode(ShardServiceServicer):
         found = await self._coordinator.get(keys.gallery(shard_map.gallery))
         if found is None:
             return
-        dim = records.decode_gallery(found.value).dim
+        gallery = records.decode_gallery(found.value)
         mine = {item.shard_id for item in shard_map.shards if self.node_id in item.node_ids}
         self.shards = {
             shard_id: shard
@@ -434,7 +434,8 @@ class FakeNode(ShardServiceServicer):
             if self.node_id not in item.node_ids:
                 continue
             shard = self.shards.setdefault(
-                item.shard_id, FakeShard(shard_map.gallery, item.range, dim)
+                item.shard_id,
+                FakeShard(shard_map.gallery, item.range, gallery.dim, gallery.component_bits),
             )
             if item.primary != self.node_id:
                 shard.generation = 0

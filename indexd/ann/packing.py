@@ -7,7 +7,7 @@ so both are loops over consecutive bytes. A half byte is a level counted from -8
 
 import numpy as np
 
-from facegrid.vectors import CODE_OF_LEVEL, Int8, UInt8, levels_of
+from facegrid.vectors import Int8, UInt8, codes_of, levels_of
 from indexd.ann.native.library import Library, load
 
 NATIVE, _ = load()
@@ -19,9 +19,14 @@ def pack(codes: Int8) -> Int8:
     Raises:
         InvalidError: a row is not of 4 bits (CODES_MALFORMED; row).
     """
-    levels = levels_of(codes)
-    half = levels.shape[1] // 2
-    packed: UInt8 = levels[:, :half] | levels[:, half:] << np.uint8(4)
+    half = codes.shape[1] // 2
+    packed: UInt8 = np.empty((len(codes), half), np.uint8)
+    first = 0
+    for levels in levels_of(codes):
+        part = packed[first : first + len(levels)]
+        np.left_shift(levels[:, half:], np.uint8(4), out=part)
+        part |= levels[:, :half]
+        first += len(levels)
     return packed.view(np.int8)
 
 
@@ -38,11 +43,8 @@ def unpack(packed: Int8, *, native: Library | None = NATIVE) -> Int8:
     return codes
 
 
-def _code_by_level() -> Int8:
-    """Return int8 [16]: what a level counted from -8 is stored as; 0 stands for none."""
-    return np.concatenate([np.zeros(1, np.int8), CODE_OF_LEVEL])
-
-
 _BYTES = np.arange(256)
-_LOW = _code_by_level()[_BYTES & 15].tobytes()
-_HIGH = _code_by_level()[_BYTES >> 4].tobytes()
+# Level 0 stands for no code; what it becomes is what the compiled part makes of it.
+_CODE_BY_LEVEL = codes_of(np.arange(-8, 8, dtype=np.int8))
+_LOW = _CODE_BY_LEVEL[_BYTES & 15].tobytes()
+_HIGH = _CODE_BY_LEVEL[_BYTES >> 4].tobytes()

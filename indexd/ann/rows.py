@@ -16,7 +16,15 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from facegrid.vectors import BITS_DEFAULT, BITS_PACKED, Float64, Int8, Int64, UInt8
+from facegrid.vectors import (
+    BITS_DEFAULT,
+    BITS_PACKED,
+    COMPONENT_BITS_KNOWN,
+    Float64,
+    Int8,
+    Int64,
+    UInt8,
+)
 from indexd.ann import memory, packing
 from indexd.ann.native.library import RowArrays, RowsAt
 
@@ -37,23 +45,30 @@ NORMS_ROWS = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive rows as views, nothing copied but the codes of packed ones.
+    """Consecutive rows as views, nothing copied.
 
     Attributes:
         first: number of the first row.
-        codes: int8 [n, dim].
+        kept: int8 [n, bytes of a row], as they lie in memory.
         squares: int32 [n], squared norms.
         erased: bool [n].
+        packed: whether `kept` is packed.
     """
 
     first: int
-    codes: Int8
+    kept: Int8
     squares: Int32
     erased: Bool
+    packed: bool
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.codes)
+        return len(self.kept)
+
+    @property
+    def codes(self) -> Int8:
+        """The rows, int8 [n, dim]; where they are packed, unpacked each time."""
+        return packing.unpack(self.kept) if self.packed else self.kept
 
 
 class Rows:
@@ -64,7 +79,7 @@ class Rows:
 
     def __init__(self, dim: int, bits: int = BITS_DEFAULT) -> None:
         self.dim = dim
-        self.bits = bits
+        assert bits in COMPONENT_BITS_KNOWN, f"bits: {bits}"
         self._packed = bits == BITS_PACKED
         self._row_bytes = dim * bits // 8
         self.count = 0
@@ -215,9 +230,10 @@ class Rows:
             kept = self._chunks[number][within : within + end - first]
             yield Block(
                 first=first,
-                codes=packing.unpack(kept) if self._packed else kept,
+                kept=kept,
                 squares=self._squares[first:end],
                 erased=self._erased[first:end],
+                packed=self._packed,
             )
             first = end
 

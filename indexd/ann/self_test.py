@@ -8,6 +8,7 @@ import numpy as np
 
 from facegrid import vectors
 from facegrid.errors import FacegridError
+from facegrid.vectors import Float32
 from indexd.ann import rescore
 from indexd.ann.codebook import PQ_BITS, PQ_STEP, Codebook
 from indexd.ann.index import ShardIndex
@@ -33,11 +34,16 @@ def self_test() -> None:
     rng = np.random.default_rng(_SEED)
     x = rng.standard_normal((_ROWS, _DIM), dtype=np.float32)
     codebook = _made_up_codebook(rng)
-    index = ShardIndex(_DIM)
-    index.append(vectors.quantize(x), np.arange(_ROWS, dtype=np.int32))
-    index.swap(index.rebuilt(codebook))
     probes = vectors.prepare_probes(x)
     _expect_same_layout(codebook, probes.unit)
+    for bits in vectors.COMPONENT_BITS_KNOWN:
+        _try(x, probes, codebook, bits)
+
+
+def _try(x: Float32, probes: vectors.Probes, codebook: Codebook, bits: int) -> None:
+    index = ShardIndex(_DIM, bits)
+    index.append(vectors.quantize(x, bits), np.arange(_ROWS, dtype=np.int32))
+    index.swap(index.rebuilt(codebook))
     own = np.arange(_ROWS)
     if not (index.search(probes, 1, _ALL).rows == own).all():
         raise FacegridError("faiss does not find rows that are there", reason="ENGINE_UNFIT")

@@ -13,8 +13,9 @@ from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
+from facegrid import vectors
 from facegrid.blob.port import BlobStore
-from facegrid.errors import CorruptError, NotFoundError
+from facegrid.errors import CorruptError, InvalidError, NotFoundError
 from facegrid.format.log import (
     EnrolRecord,
     LoadRecord,
@@ -137,6 +138,15 @@ def _add_segment(state: ShardState, data: bytes, entry: ManifestSegment) -> Stor
             reason="OBJECT_SWAPPED",
             shard=state.shard_id,
         )
+    if len(segment.codes):
+        try:
+            vectors.check_codes(segment.codes, state.shape.component_bits)
+        except InvalidError as error:
+            raise CorruptError(
+                f"segment holds what is no row of its gallery: {error.message} object={name}",
+                reason="SEGMENT_MISMATCH",
+                shard=state.shard_id,
+            ) from error
     first = state.rows_count
     numbers = state.register_many(
         segment.template_ids, segment.subject_ids, segment.subject_rows, segment.codes

@@ -275,13 +275,10 @@ class Watcher:
             del self._remapped_s[name]
 
     async def _keep(self, folder: Path) -> None:
-        """Write every new topology to disk; while one is written, newer ones wait as one.
-
-        Not before everything was heard: what is there may be whole, and only part of what is new.
-        """
+        """Write every new topology to disk; while one is written, newer ones wait as one."""
         while True:
             news = self._news
-            if len(self._heard_s) == len(PREFIXES):
+            if self._heard_s:
                 await self._save(folder, tuple(self._all()))
             await news.wait()
 

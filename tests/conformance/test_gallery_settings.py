@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from facegrid import AsyncClient, FacegridError, InvalidError, NotFoundError, Profile, vectors
+from facegrid.errors import PreconditionError
 from facegrid.testing.fake_router import FakeRouter
 from tests.fakes.router_cluster import cluster
 
@@ -144,3 +145,16 @@ async def test_searches_may_name_each_profile(client: AsyncClient, profile: str 
     (found,) = await client.identify("staff", X[:1], k=1, after=token, profile=profile)
 
     assert [candidate.subject_id for candidate in found.candidates] == ["t-0"]
+
+
+async def test_a_gallery_that_an_older_router_made_of_eight_bits_is_told() -> None:
+    """It does not know the field, and made a gallery without."""
+    async with FakeRouter() as older:
+        older.knows_component_bits = False
+        async with AsyncClient(older.address, timeout_s=10) as client:
+            with pytest.raises(PreconditionError) as told:
+                await client.create_gallery("coarse", dim=DIM, extractor="e@1", component_bits=4)
+            made = await client.get_gallery("coarse")
+
+    assert told.value.reason == "COMPONENT_BITS_UNKNOWN"
+    assert made.component_bits == 8

@@ -71,6 +71,7 @@ STAFF = {
     "templates_count": 0,
     "profile": "balanced",
     "miss_rate_max": 0.001,
+    "component_bits": 8,
     "tuning": None,
 }
 

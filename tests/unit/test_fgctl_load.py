@@ -220,6 +220,7 @@ class DyingAt(Dying):
         ("another gallery", "gallery"),
         ("gallery created anew", "gallery_uid"),
         ("split", "shards"),
+        ("created anew of 4 bits", "component_bits"),
     ],
 )
 async def test_a_load_goes_on_only_with_what_it_began_with(
@@ -231,6 +232,7 @@ async def test_a_load_goes_on_only_with_what_it_began_with(
             "touched": {},
             "another gallery": {"gallery": "h"},
             "gallery created anew": {"gallery_uid": "2f00aa23"},
+            "created anew of 4 bits": {"component_bits": 4},
             "split": {"shards": (Shard(SHARD.shard_id, 0, 5), Shard(SHARD.shard_id, 6, 9))},
         }[change]
         if change == "touched":

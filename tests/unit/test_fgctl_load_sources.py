@@ -8,11 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from facegrid import limits, vectors
+from facegrid.api.admin.v1.admin_service_pb2 import ClusterStatusResponse
+from facegrid.api.v1 import types_pb2
 from facegrid.errors import InvalidError
 from facegrid.format.segment import decode_segment
 from facegrid.ids import KEY_LAST, ShardId, subject_key
 from fgctl.bulk.cut import ChunkSource, cut
 from fgctl.bulk.journal import Parameters, Shard
+from fgctl.online.load import parameters_of
 from fgctl.online.load_sources import NpyChunks, ParquetChunks, fingerprint
 from fgctl.online.parquet import ParquetSource
 from fgctl.online.sources import NpySource, Source, open_npy
@@ -141,3 +144,19 @@ def test_a_file_that_changed_is_known_by_it(tmp_path: Path) -> None:
     data[-1] = 1
     path.write_bytes(data)
     assert fingerprint(path).sampled != before.sampled
+
+
+@pytest.mark.parametrize(("told", "bits"), [(0, 8), (8, 8), (4, 4)])
+def test_a_load_rounds_as_its_gallery_does_and_to_eight_bits_where_a_router_knows_no_other(
+    tmp_path: Path, told: int, bits: int
+) -> None:
+    np.save(tmp_path / "x.npy", faces())
+    (tmp_path / "s.txt").write_text("".join(f"s{row}\n" for row in range(ROWS)))
+    source = NpyChunks(tmp_path / "x.npy", subjects=tmp_path / "s.txt", templates=None)
+
+    status = ClusterStatusResponse(
+        galleries=[types_pb2.Gallery(name="g", uid="1f00aa23", dim=DIM, component_bits=told)],
+        shards=[ClusterStatusResponse.Shard(id="g.1f00aa23.0000", gallery="g", last=KEY_LAST)],
+    )
+
+    assert parameters_of(status, "g", source, ()).component_bits == bits

@@ -390,6 +390,11 @@ GOLDEN = {
         operations.encode_rebalancer,
         operations.decode_rebalancer,
     ),
+    "etcd-gallery-coarse.bin": Golden(
+        replace(GALLERY, component_bits=4),
+        records.encode_gallery,
+        records.decode_gallery,
+    ),
     "etcd-dropped-alone.bin": Golden(
         records.Dropped(SHARD, "1f00aa23", (NodeId("n1"),), gallery_lives=True),
         records.encode_dropped,

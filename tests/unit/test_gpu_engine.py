@@ -14,6 +14,7 @@ from facegrid import vectors
 from facegrid.errors import FacegridError
 from facegrid.testing.manual_clock import ManualClock
 from facegrid.tuning import Effort
+from indexd.ann import packing
 from indexd.ann.codebook import Codebook
 from indexd.ann.gpu import unit as units
 from indexd.ann.gpu.arrays import DeviceFullError, DeviceLostError, HostArrays
@@ -73,8 +74,8 @@ def codebook(codes: vectors.Int8) -> Codebook:
     return replace(train(codes, seed=3, threads=1), rescore_factor=ROWS)
 
 
-def shard(codes: vectors.Int8, codebook: Codebook | None) -> ShardIndex:
-    index = ShardIndex(DIM)
+def shard(codes: vectors.Int8, codebook: Codebook | None, bits: int = 8) -> ShardIndex:
+    index = ShardIndex(DIM, bits)
     index.append(codes, np.arange(len(codes), dtype=np.int32) // 2)
     if codebook is not None:
         index.swap(index.rebuilt(codebook))
@@ -150,6 +151,31 @@ def test_what_comes_and_goes_later_is_seen_at_once(
     assert answers(found) == world.expected()
     assert not index.is_erased(found.rows).any()
     assert world.units[0].counts.searches == 1
+
+
+def test_what_is_erased_comes_to_the_device_without_unpacking_a_row(
+    codes: vectors.Int8, codebook: Codebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mask of a shard of millions of rows would else cost gigabytes for a moment."""
+    coarse = vectors.quantize(vectors.dequantize(codes), 4)
+    world = World(coarse, codebook)
+    world.index = shard(coarse, codebook, bits=4)
+    world.settled()
+    unpacked: list[int] = []
+    unpack = packing.unpack
+
+    def noted(kept: vectors.Int8) -> vectors.Int8:
+        unpacked.append(len(kept))
+        return unpack(kept)
+
+    monkeypatch.setattr(packing, "unpack", noted)
+    world.index.erase(np.arange(0, ROWS, 2))
+
+    found = answers(world.ask()[0])
+    settle(world.engine)
+
+    assert unpacked == []
+    assert found == world.expected()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.97, 1.0])

@@ -8,7 +8,7 @@ import pytest
 from facegrid.coord import keys
 from facegrid.errors import CorruptError
 from facegrid.format.log import LogRecord, LogRef
-from facegrid.format.records import decode_tip
+from facegrid.format.records import decode_manifest_pointer, decode_tip
 from indexd.engine import recovery
 from indexd.engine.loading import ShardShape
 from indexd.engine.requests import EraseRequest
@@ -79,3 +79,22 @@ async def test_a_gap_in_a_long_log_is_found_out(world: World) -> None:
         await recovery.replay_unseen(state, chain[1:], loads)
 
     assert told.value.reason == "LOG_BROKEN"
+
+
+async def test_a_segment_whose_rows_are_none_of_its_gallery_is_damage(world: World) -> None:
+    """Packing would change them; and what is no damage would be tried again for ever."""
+    async with world.primary("b1") as first:
+        await first.write(enrol(1))
+        await first.flush()
+        loads = first.loads
+    item = await world.coord.get(keys.manifest(SHARD.shard_id))
+    assert item is not None
+    manifest = await recovery.load_manifest(
+        world.store, SHARD.shard_id, decode_manifest_pointer(item.value)
+    )
+    shape = ShardShape(SHARD.shard_id, SHARD.range, GALLERY.dim, component_bits=4)
+
+    with pytest.raises(CorruptError, match="no row of its gallery") as told:
+        await recovery.load_segments(loads, shape, manifest, None)
+
+    assert told.value.reason == "SEGMENT_MISMATCH"

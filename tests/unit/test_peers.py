@@ -133,7 +133,7 @@ def test_targets_count_the_worse_gallery_and_need_every_system() -> None:
     assert found["G8-qdrant"].line() == "target G8-qdrant value=4 need=5 met=no"
     assert (found["G7-build"].value, found["G7-build"].met) == (9, True)
     assert (found["G7-memory"].value, found["G7-memory"].met) == (0.25, False)
-    packed = found["G7-memory of 4 bits"]
+    packed = found["G7-memory_of_4_bits"]
     assert (round(packed.value or 0, 3), packed.met) == (0.167, True)
     assert found["G8-milvus"].line() == "target G8-milvus value=unmeasured need=2 met=no"
     assert found["G7-per-gb"].value is None

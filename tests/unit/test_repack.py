@@ -232,6 +232,7 @@ def test_a_loaded_segment_keeps_its_erased_rows_and_its_place() -> None:
 
 
 CARRIED = {
+    "shape",
     "shard_id",
     "range",
     "dim",

@@ -6,10 +6,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from typing_extensions import override
 
 from facegrid.coord import keys, saved
-from facegrid.coord.port import Delete, KeyValue, Put, WatchEvent
+from facegrid.coord.port import Delete, KeyValue, Put
 from facegrid.errors import CorruptError, DeadlineError, UnavailableError
 from facegrid.format import records
 from facegrid.ids import GalleryName, NodeId
@@ -20,7 +19,6 @@ from facegrid.testing.memory_coord import MemoryCoordinator
 from router.plan import placement
 from router.topology.snapshot import Problem, ServedGallery, Topology, assemble
 from router.topology.watcher import SILENCE_S_MAX, Watcher
-from tests.fakes.waiting import until
 
 N1, N2 = NodeId("n1"), NodeId("n2")
 STAFF = Gallery(GalleryName("staff"), "uid1", 8, "e", 2, 1, 0)
@@ -110,36 +108,6 @@ async def supervised(watching: Watcher) -> AsyncIterator[None]:
         running = group.create_task(watching.run())
         yield
         running.cancel()
-
-
-class HalfSilent(MemoryCoordinator):
-    """Tells nothing of the galleries."""
-
-    @override
-    async def watch(self, prefix: str) -> AsyncIterator[WatchEvent]:
-        if prefix == keys.GALLERIES:
-            await asyncio.Event().wait()
-        async for event in super().watch(prefix):
-            yield event
-
-
-async def test_part_of_what_is_there_never_takes_the_place_of_a_whole_on_disk(
-    tmp_path: Path,
-) -> None:
-    """1 a router starts, with the keys of its last run on disk; 2 of etcd it hears the nodes, and
-    not the galleries. Were it to write that, it could serve nothing if etcd went away now.
-    """
-    saved.save(tmp_path, STAFF_ITEMS)
-    clock = ManualClock()
-    coordinator = HalfSilent(clock)
-    await coordinator.txn([], puts(node(N1, "a", "here:1")))
-    watching = watcher(coordinator, clock, tmp_path)
-    async with supervised(watching):
-        await until(lambda: N1 in watching.topology.nodes)
-        await clock.advance(SILENCE_S_MAX)
-        await asyncio.get_running_loop().shutdown_default_executor()
-
-    assert saved.load(tmp_path) == STAFF_ITEMS
 
 
 async def test_the_age_grows_while_etcd_is_silent_and_the_topology_stays() -> None:

@@ -272,11 +272,12 @@ async def test_a_name_that_is_taken_is_refused_and_another_kind_of_gallery_even_
     world: World,
 ) -> None:
     old = decode_gallery(world.small.meta.values[keys.gallery(GalleryName("g"))])
-    await world.target.create_gallery(replace(old, name=GalleryName("copy"), extractor="y@2"))
-    for resume in (False, True):
-        with pytest.raises(ConflictError) as told:
-            await world.restore(wanted=Wanted("copy", resume=resume))
-        assert told.value.reason == "GALLERY_EXISTS"
+    for name, change in (("copy", {"extractor": "y@2"}), ("coarse", {"component_bits": 4})):
+        await world.target.create_gallery(replace(old, name=GalleryName(name), **change))  # type: ignore[arg-type]  # of both types
+        for resume, why in ((False, "there is a gallery"), (True, "of another kind")):
+            with pytest.raises(ConflictError, match=why) as told:
+                await world.restore(wanted=Wanted(name, resume=resume))
+            assert told.value.reason == "GALLERY_EXISTS"
 
 
 async def test_the_codebook_comes_along_and_codes_with_it(world: World) -> None:

@@ -47,9 +47,9 @@ class CreateGalleryRequest(_message.Message):
     """Unset: 0.001. Above 0 to 0.1."""
     component_bits: _builtins.int
     """What a component of a template is rounded to when it is enrolled, 8 or 4 bits; unset or 0: 8. With
-    4, nodes hold a template in about two thirds of the memory, and a score is that of a template
-    rounded about twenty times more coarsely: some 0.006 off at 512 components in place of 0.0003.
-    It cannot be changed later.
+    4, nodes hold a template in about two thirds of the memory at 512 components; scores are a
+    hundredth smaller, and off by some 0.005 in place of 0.0003. It cannot be changed later. A router
+    that does not know it makes a gallery of 8: the answer says which.
     """
     def __init__(
         self,

@@ -369,6 +369,7 @@ def check_same(progress: Progress, now: Parameters) -> None:
         ("inputs", INPUT_CHANGED),
         ("rows_count", INPUT_CHANGED),
         ("dim", INPUT_CHANGED),
+        ("component_bits", "the gallery rounds to another number of bits than it was begun with"),
     ):
         if getattr(before, name) != getattr(now, name):
             raise changed(progress, name, what)

@@ -109,7 +109,7 @@ def _index_of(one: Gallery) -> str:
     type=click.Choice([str(bits) for bits in COMPONENT_BITS_KNOWN]),
     default=str(BITS_DEFAULT),
     show_default=True,
-    help="What a component of a template is rounded to. 4: a third less memory, coarser scores.",
+    help="What a component of a template is rounded to. 4: less memory, coarser scores.",
 )
 @online
 def create(  # noqa: PLR0913 - one for each option

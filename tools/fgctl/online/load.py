@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from facegrid.api.admin.v1.admin_service_pb2 import ClusterStatusResponse as Status
 from facegrid.blob.open import open_store
 from facegrid.blob.port import BlobStore
 from facegrid.clock import SystemClock
 from facegrid.errors import ConflictError, NotFoundError
 from facegrid.format.stored_gallery import stored_gallery_prefix
 from facegrid.ids import ShardId, check_gallery_name
+from facegrid.vectors import BITS_DEFAULT
 from fgctl import render
 from fgctl.bulk.cut import ChunkSource, chunk_rows
 from fgctl.bulk.journal import Input, Journal, Parameters, Shard
@@ -100,17 +102,16 @@ def load(  # noqa: PLR0913 - one for each option
     clock = SystemClock()
     started_s = clock.now_s()
     source = open_files(files)
-    parameters = parameters_of(target, gallery, source, fingerprints(files))
+    parameters = parameters_of(first_answer(target), gallery, source, fingerprints(files))
     with Journal(folder) as journal:
         report = asyncio.run(_load(target, open_store(url), source, parameters, journal=journal))
     _show(report, target, gallery, duration_s=clock.now_s() - started_s)
 
 
 def parameters_of(
-    target: Target, gallery: str, source: ChunkSource, inputs: tuple[Input, ...]
+    status: Status, gallery: str, source: ChunkSource, inputs: tuple[Input, ...]
 ) -> Parameters:
-    """Return what the load is, as the routers see the gallery now."""
-    status = first_answer(target)
+    """Return what the load is, as a router sees the gallery now."""
     found = [one for one in status.galleries if one.name == gallery]
     shards = tuple(
         Shard(ShardId(one.id), one.first, one.last)
@@ -130,7 +131,8 @@ def parameters_of(
         chunk_rows=chunk_rows(source.dim, len(shards)),
         shards=shards,
         inputs=inputs,
-        component_bits=found[0].component_bits,
+        # A router that does not know the field says nothing.
+        component_bits=found[0].component_bits or BITS_DEFAULT,
     )
 
 

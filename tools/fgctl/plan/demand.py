@@ -24,7 +24,7 @@ class Demand:
         probes_per_s: that are identified, at random moments.
         p99_ms: what 99 of 100 identifications may take, one probe in each call.
         dim: components of a vector.
-        component_bits: that a node's memory holds of each.
+        component_bits: what the gallery rounds each component to, and a node's memory holds.
         replicas: copies of each shard.
         profile: how hard a search tries.
         miss_rate_max: share of the mates that the index of the gallery may miss.

@@ -53,7 +53,7 @@ def _changes(broken: Broken, demand: Demand, machine: Machine, nodes_max: int) -
         if broken.limit in {"p99", "throughput"} and cores <= 1024:
             yield "--cores", f"{cores}", demand, replace(machine, cores=cores), nodes_max
     if "memory" in broken.limit:
-        yield from _roomier(demand, machine, nodes_max)
+        yield from _roomier(demand, machine, nodes_max, node="device" not in broken.limit)
     if broken.limit == "p99":
         for relaxed in RELAXED:
             asked = _rounded(broken.value * relaxed)
@@ -65,13 +65,13 @@ def _changes(broken: Broken, demand: Demand, machine: Machine, nodes_max: int) -
         yield from _less(demand, machine, nodes_max)
 
 
-def _roomier(demand: Demand, machine: Machine, nodes_max: int) -> Iterator[Change]:
-    """Yield more memory, and a gallery that needs less."""
+def _roomier(demand: Demand, machine: Machine, nodes_max: int, *, node: bool) -> Iterator[Change]:
+    """Yield more memory, and, where it is the `node` that lacks it, rows that need less."""
     for factor in FACTORS:
         size = machine.memory_bytes * factor
         larger = replace(machine, memory_bytes=size)
         yield "--memory-gib", f"{size / GIB:g}", demand, larger, nodes_max
-    if demand.component_bits != BITS_PACKED:
+    if node and demand.component_bits != BITS_PACKED:
         packed = replace(demand, component_bits=BITS_PACKED)
         yield "--component-bits", f"{BITS_PACKED}", packed, machine, nodes_max
 

@@ -199,19 +199,19 @@ class Restore:
                 reason="GALLERY_EXISTS",
                 gallery=like.name,
             )
-        if found is not None and _kind(found) != _kind(like):
-            raise ConflictError(
-                f"the gallery is of another kind gallery={like.name} dim={found.dim}"
-                f" extractor={found.extractor} component_bits={found.component_bits}",
-                reason="GALLERY_EXISTS",
-                gallery=like.name,
-            )
         if found is None:
             await self._cluster.create_gallery(like)
             found = await self._record(like.name)
         if found is None:
             raise NotFoundError(
                 f"the gallery is gone gallery={like.name}", reason="GALLERY_UNKNOWN"
+            )
+        if _kind(found) != _kind(like):
+            raise ConflictError(
+                f"the gallery is of another kind gallery={like.name} dim={found.dim}"
+                f" extractor={found.extractor} component_bits={found.component_bits}",
+                reason="GALLERY_EXISTS",
+                gallery=like.name,
             )
         return found
 
