@@ -1,5 +1,6 @@
 """Child processes: found, signalled and told from strangers."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -99,6 +100,31 @@ def test_a_process_has_not_ended_before_its_last_thread(tmp_path: Path) -> None:
     processes.kill([ending])
     assert processes.find(ending) is None
     assert is_free(address)
+
+
+LAZY = (
+    "import os, signal, threading;"
+    " lazy = lambda: (os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19),"
+    " print('ready', flush=True), signal.pause());"
+    " threading.Thread(target=lazy).start()"
+)
+"""A thread of it has the lowest priority, as those have in which nodes measure."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+def test_a_thread_of_the_lowest_priority_is_given_the_usual_one_to_end_with(
+    tmp_path: Path,
+) -> None:
+    """Else it hardly gets a processor on a busy machine, and what it has open stays open."""
+    lazy = started(tmp_path / "log", LAZY)
+    tasks = [int(task.name) for task in Path(f"/proc/{lazy.pid}/task").iterdir()]
+    assert max(os.getpriority(os.PRIO_PROCESS, task) for task in tasks) == 19
+
+    processes._hasten(lazy)
+
+    assert {os.getpriority(os.PRIO_PROCESS, task) for task in tasks} == {0}
+    processes.kill([lazy])
+    assert processes.find(lazy) is None
 
 
 def test_a_process_has_ended_even_when_its_parent_does_not_ask(tmp_path: Path) -> None:
