@@ -131,6 +131,8 @@ def stop(records: Sequence[ProcessRecord], *, grace_s: float) -> tuple[str, ...]
     Returns:
         Names of those that had to be killed.
     """
+    for record in records:
+        _hasten(record)
     send(records, signal.SIGTERM)
     stubborn = _left(records, grace_s)
     kill(stubborn)
