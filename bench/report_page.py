@@ -200,18 +200,23 @@ def _times(points: Sequence[Mapping[str, Any]]) -> dict[str, Line]:
 
 def _peers(results: Sequence[Result]) -> Iterator[str]:
     """Tell `peers`: the rows of bench.peers, fastest first; above 1, ours is faster than it."""
-    for result in (*_of(results, "peers"), *_of(results, "peers-part")):
-        columns = ("gallery", "system", "extra FNIR", "at most", "recall@10", "probes/s of 64")
-        lines = [
-            _row(*columns, "ours by it", "bytes a template", "build, s", "settings"),
-            _row(*["---"] * 10),
-        ]
-        rows = sorted(
-            result.document["systems"],
-            key=lambda one: (one["gallery"], -(one.get("probes_per_s_64") or 0)),
-        )
-        lines += [_row(one["gallery"], one["name"], *_measured(one)) for one in rows]
-        yield f"## Beside others\n\n{_source(result)}\n\n" + "\n".join(lines)
+    for name, title in (("peers", "Beside others"), ("peers-part", "Beside some of them")):
+        for result in _of(results, name):
+            yield f"## {title}\n\n{_source(result)}\n\n" + "\n".join(_systems(result))
+
+
+def _systems(result: Result) -> list[str]:
+    """Return the table of one comparison."""
+    columns = ("gallery", "system", "extra FNIR", "at most", "recall@10", "probes/s of 64")
+    lines = [
+        _row(*columns, "ours by it", "bytes a template", "build, s", "settings"),
+        _row(*["---"] * 10),
+    ]
+    rows = sorted(
+        result.document["systems"],
+        key=lambda one: (one["gallery"], -(one.get("probes_per_s_64") or 0)),
+    )
+    return lines + [_row(one["gallery"], one["name"], *_measured(one)) for one in rows]
 
 
 def _measured(one: Mapping[str, Any]) -> tuple[str, ...]:

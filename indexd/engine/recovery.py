@@ -13,7 +13,6 @@ from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
-from facegrid import vectors
 from facegrid.blob.port import BlobStore
 from facegrid.errors import CorruptError, InvalidError, NotFoundError
 from facegrid.format.log import (
@@ -27,11 +26,12 @@ from facegrid.format.log import (
 )
 from facegrid.format.manifest import Manifest, ManifestSegment, decode_manifest, manifest_name
 from facegrid.format.records import ManifestPointer
-from facegrid.format.segment import decode_segment, segment_name
+from facegrid.format.segment import Segment, decode_segment, segment_name
 from facegrid.ids import ShardId
 from indexd.ann.ivfpq import EncodedRows
 from indexd.engine import staging
 from indexd.engine.coded import NamedCodebook
+from indexd.engine.columns import Int32
 from indexd.engine.flush import Persisted, StoredSegment
 from indexd.engine.loading import ShardShape, check_hash, prepare_recorded
 from indexd.engine.requests import Outcome, Remembered
@@ -138,19 +138,30 @@ def _add_segment(state: ShardState, data: bytes, entry: ManifestSegment) -> Stor
             reason="OBJECT_SWAPPED",
             shard=state.shard_id,
         )
-    if len(segment.codes):
-        try:
-            vectors.check_codes(segment.codes, state.shape.component_bits)
-        except InvalidError as error:
-            raise CorruptError(
-                f"segment holds what is no row of its gallery: {error.message} object={name}",
-                reason="SEGMENT_MISMATCH",
-                shard=state.shard_id,
-            ) from error
     first = state.rows_count
     numbers = state.register_many(
         segment.template_ids, segment.subject_ids, segment.subject_rows, segment.codes
     )
+    try:
+        _append(state, segment, numbers)
+    except InvalidError as error:
+        # The state is given up with it.
+        raise CorruptError(
+            f"segment holds what is no row of its gallery: {error.message} object={name}",
+            reason="SEGMENT_MISMATCH",
+            shard=state.shard_id,
+        ) from error
+    rows = np.arange(first, state.rows_count, dtype=np.int64)
+    state.erase_rows(rows[entry.erased])
+    return StoredSegment(entry.sha256, rows)
+
+
+def _append(state: ShardState, segment: Segment, numbers: Int32) -> None:
+    """Add a segment's rows to the index, with their codes if they are by the codebook in use.
+
+    Raises:
+        InvalidError: they are to be packed, and one is not of 4 bits (CODES_MALFORMED).
+    """
     if segment.codebook and segment.codebook == state.codebook:
         assert segment.lists is not None, "a segment with a codebook has codes"
         assert segment.pq_codes is not None, "a segment with a codebook has codes"
@@ -158,9 +169,6 @@ def _add_segment(state: ShardState, data: bytes, entry: ManifestSegment) -> Stor
         state.index.append_encoded(segment.codes, numbers, encoded)
     elif len(numbers):
         state.index.append(segment.codes, numbers)
-    rows = np.arange(first, state.rows_count, dtype=np.int64)
-    state.erase_rows(rows[entry.erased])
-    return StoredSegment(entry.sha256, rows)
 
 
 async def read_chain(

@@ -102,6 +102,40 @@ def test_a_process_has_not_ended_before_its_last_thread(tmp_path: Path) -> None:
     assert is_free(address)
 
 
+SPINNING = ENDING.replace("signal.pause", "lambda: [0 for _ in iter(int, 1)]")
+"""The same with a thread that wants the processor all the time."""
+
+
+@pytest.mark.parametrize(
+    ("code", "ends"), [(ENDING, False), (SPINNING, True)], ids=["waits", "computes"]
+)
+def test_only_what_wants_the_processor_counts_as_ending(
+    tmp_path: Path, code: str, *, ends: bool
+) -> None:
+    """What hangs in a call after it was killed is told as before, however long ago."""
+    ending = started(tmp_path / "log", code)
+    problem = processes.wait_until(
+        lambda: "" if "Z" in states_of(ending) else "its first thread lives",
+        timeout_s=WAIT_S,
+        clock=SystemClock(),
+    )
+
+    found = processes._ends_at_the_lowest_priority(ending)
+
+    processes.kill([ending])
+    assert not problem
+    assert found == ends
+
+
+def test_a_process_whose_first_thread_lives_is_not_ending(tmp_path: Path) -> None:
+    busy = started(tmp_path / "log", BUSY)
+
+    found = processes._ends_at_the_lowest_priority(busy)
+
+    processes.kill([busy])
+    assert not found
+
+
 LAZY = (
     "import os, signal, threading;"
     " lazy = lambda: (os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19),"

@@ -20,6 +20,8 @@ from fgctl.cluster_file import ProcessRecord
 POLL_INTERVAL_S = 0.05
 CREATED_TOLERANCE_S = 2.0
 """The creation time is derived from the boot time, which moves when the wall clock is set."""
+ENDED = ("Z", "X")
+"""States of a process or thread that runs no more."""
 LOG_TAIL_LINES = 12
 LOG_TAIL_BYTES = 16_384
 
@@ -113,16 +115,17 @@ def _stands(record: ProcessRecord) -> bool:
         return True
     if not tasks.exists():
         return process.status() == psutil.STATUS_STOPPED
-    return all(_is_stopped(task / "stat") for task in tasks.iterdir())
+    return all(_state(task) in {"T", *ENDED} for task in tasks.iterdir())
 
 
-def _is_stopped(stat: Path) -> bool:
-    """Tell whether a thread is stopped or gone; its state follows its name in parentheses."""
+def _state(task: Path) -> str:
+    """Return the state of a process or a thread, X once it is gone; it follows its name in
+    parentheses.
+    """
     try:
-        state = stat.read_text().rpartition(")")[2].split()[0]
+        return task.joinpath("stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state in {"T", "Z", "X"}
+        return "X"
 
 
 def stop(records: Sequence[ProcessRecord], *, grace_s: float) -> tuple[str, ...]:
@@ -173,21 +176,19 @@ def _hasten(record: ProcessRecord) -> None:
 
 
 def _ends_at_the_lowest_priority(record: ProcessRecord) -> bool:
-    """Tell whether what is left of a process is ending, only has no processor to end with."""
-    return all(":R:" in thread for thread in _living_threads(record))
+    """Tell whether a process has ended but for threads that have no processor to end with."""
+    ended = _state(Path(f"/proc/{record.pid}")) in ENDED
+    return ended and all(":R:" in thread for thread in _living_threads(record))
 
 
 def _living_threads(record: ProcessRecord) -> list[str]:
     """Return the threads of a process that have not ended: number, state and where they wait."""
     threads = []
     for task in sorted(Path(f"/proc/{record.pid}/task").glob("*")):
-        try:
-            state = task.joinpath("stat").read_text().rpartition(")")[2].split()[0]
-            waits_in = task.joinpath("wchan").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if state not in {"Z", "X"}:
-            threads.append(f"{task.name}:{state}:{waits_in}")
+        state = _state(task)
+        if state not in ENDED:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                threads.append(f"{task.name}:{state}:{task.joinpath('wchan').read_text()}")
     return threads
 
 
